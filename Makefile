@@ -1,0 +1,53 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo fmt lint type arch test test-all bench docs check clean
+
+help:      ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+setup: $(STAMP) ## a virtual environment with everything, in .venv
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev --editable ".[demo]"
+	@touch $(STAMP)
+
+demo: $(STAMP) ## merge real trained weights, from nothing to a table of accuracies
+	$(BIN)/python recipes/demo/demo.py
+
+fmt: $(STAMP) ## format, and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(STAMP) ## ruff and codespell
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+type: $(STAMP) ## mypy, strict
+	$(BIN)/mypy
+
+arch: $(STAMP) ## the import layers
+	$(BIN)/lint-imports
+
+test: $(STAMP) ## unit, property, contract, golden, fault and command line tests
+	$(BIN)/pytest -m "not slow and not gpu" -n 2
+
+test-all: $(STAMP) ## the slow rest as well
+	$(BIN)/pytest -m "not gpu" -n 2
+
+bench: $(STAMP) ## side by side with other tools on full-size files; writes docs/benchmarks.md
+	$(BIN)/python bench/run.py --write-docs
+
+docs: $(STAMP) ## rewrite what is generated: docs/cli.md and the JSON Schema
+	$(BIN)/python -m docs.generate
+
+check: lint type arch test ## what CI runs
+
+clean:     ## build litter; never cache/
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,53 @@
+"""mergeflow: a build system for model merging.
+
+    import mergeflow
+    mergeflow.load("recipe.yaml").build()
+    mergeflow.merge("a + (b - c) * 0.3", a="a.safetensors", b="b.safetensors", c="c.safetensors", out="mix.safetensors")
+
+Names are imported when they are first used: the command line must start fast.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mergeflow.build.api import load, merge, plan
+    from mergeflow.build.project import BuildResult, BuiltOutput, Project, Settings
+    from mergeflow.errors import MergeflowError
+    from mergeflow.methods.registry import method
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BuildResult",
+    "BuiltOutput",
+    "MergeflowError",
+    "Project",
+    "Settings",
+    "__version__",
+    "load",
+    "merge",
+    "method",
+    "plan",
+]
+
+_HOME = {
+    "load": "mergeflow.build.api",
+    "merge": "mergeflow.build.api",
+    "plan": "mergeflow.build.api",
+    "BuildResult": "mergeflow.build.project",
+    "BuiltOutput": "mergeflow.build.project",
+    "Project": "mergeflow.build.project",
+    "Settings": "mergeflow.build.project",
+    "MergeflowError": "mergeflow.errors",
+    "method": "mergeflow.methods.registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mergeflow' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOME[name]), name)

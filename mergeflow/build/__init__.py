@@ -1,0 +1,1 @@
+"""The front door: wires recipe, sources, plan, executor and records together, and decides nothing itself."""

@@ -1,0 +1,74 @@
+"""The Python API: `mergeflow.load(path).build()`, `mergeflow.merge("a + (b - c) * 0.3", a=…, b=…, c=…, out=…)`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from mergeflow.build.project import BuildResult, Project, Settings
+from mergeflow.events import Reporter, silent
+from mergeflow.plan.planner import Plan
+from mergeflow.recipe import from_command
+from mergeflow.recipe import load as load_recipe
+
+PathLike = str | os.PathLike[str]
+
+
+def load(
+    path: PathLike,
+    *,
+    set: Mapping[str, object] | None = None,  # noqa: A002  # the word of the recipe language and of the command line
+    sources: Mapping[str, PathLike] | None = None,
+    settings: Settings | None = None,
+    report: Reporter = silent,
+) -> Project:
+    """A recipe file as a project that can be planned and built.
+
+    Args:
+        path: the recipe.
+        set: params to override, as `--set` does: {"m": 0.25, "k.vae": 0}.
+        sources: files to use in place of those that the recipe names.
+        settings: output root, memory, jobs and the like.
+        report: told what happens (`mergeflow.events`); it is called from several threads.
+
+    Raises:
+        MergeflowError: the recipe cannot be read or does not mean anything.
+    """
+    overrides = {name: str(value) for name, value in (set or {}).items()}
+    files = {name: os.fspath(file) for name, file in (sources or {}).items()}
+    return Project(load_recipe(Path(path), overrides, files), settings, report)
+
+
+def plan(path: PathLike, *, settings: Settings | None = None, report: Reporter = silent) -> Plan:
+    """What a build of a recipe would do; hashes sources that are new to this machine, computes nothing."""
+    with load(path, settings=settings, report=report) as project:
+        return project.plan()
+
+
+def merge(
+    expression: str,
+    /,
+    *,
+    out: PathLike,
+    dtype: str | None = None,
+    settings: Settings | None = None,
+    report: Reporter = silent,
+    **names: PathLike | float,
+) -> BuildResult:
+    """One merge without a recipe file: `names` are the expression's models (paths) and numbers.
+
+    Numbers are taken as Python prints them (0.1 is exactly one tenth). `out` may be anywhere; it is the output root's
+    file unless `settings` names another root.
+
+    Raises:
+        MergeflowError: as a build of the same recipe would.
+    """
+    target = Path(out).resolve()
+    root = settings.output_root.resolve() if settings is not None else target.parent
+    settings = replace(settings or Settings(), output_root=root)
+    texts = {n: str(v) if isinstance(v, int | float) else os.path.abspath(v) for n, v in names.items()}  # noqa: PTH100
+    relative = target.relative_to(root) if target.is_relative_to(root) else target
+    with Project(from_command(expression, texts, relative.as_posix(), dtype), settings, report) as project:
+        return project.build()

@@ -1,0 +1,312 @@
+"""A recipe, ready to be planned and built: what the command line and the Python API both use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
+
+from mergeflow.arch import UNKNOWN, Architecture, detect, get
+from mergeflow.build.machine import budget
+from mergeflow.build.state import is_ours, look
+from mergeflow.build.targets import choose, targets
+from mergeflow.digest import printable
+from mergeflow.errors import MergeflowError, NotReproducible, RecipeError
+from mergeflow.events import OutputDone, Reporter, Warned, silent
+from mergeflow.formats.files import write_text_file
+from mergeflow.plan.bind import Bound, bind
+from mergeflow.plan.embed import KIND
+from mergeflow.plan.facts import SourceFacts
+from mergeflow.plan.planner import OutputPlan, Plan, Request, make_plan, needed_sources
+from mergeflow.provenance import lock as locks
+from mergeflow.provenance.sidecar import sidecar_path, write_sidecar
+from mergeflow.recipe import Recipe
+from mergeflow.sources.hashes import check_claims, sha256
+from mergeflow.sources.identify import Identified, identify
+from mergeflow.sources.memo import Known, Memo, default_folder
+from mergeflow.store.records import LocalRecords, OutputRecord, Records
+
+CACHE_VARIABLE = "MERGEFLOW_CACHE"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is the machine's business and not the recipe's. `jobs` and `memory` (bytes) None: what there is."""
+
+    output_root: Path = field(default_factory=Path.cwd)
+    cache: Path | None = None
+    memo: Path | None = None
+    jobs: int | None = None
+    memory: int | None = None
+    device: str = "cpu"
+    force: bool = False
+    keep_going: bool = False
+    locked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltOutput:
+    """One output of a build. `digest` is the model digest, '' when the file was up to date and is not asked."""
+
+    path: str
+    target: Path
+    built: bool
+    reason: str
+    nbytes: int
+    bytes_read: int
+    digest: str
+    error: MergeflowError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    outputs: tuple[BuiltOutput, ...]
+
+    @property
+    def failed(self) -> bool:
+        return any(o.error is not None for o in self.outputs)
+
+
+class Project:
+    """One recipe with the settings of one run. Close it, or use it in a with statement."""
+
+    def __init__(self, recipe: Recipe, settings: Settings | None = None, report: Reporter = silent) -> None:
+        self.recipe, self.settings, self.report = recipe, settings or Settings(), report
+        self.bound: Bound = bind(recipe)
+        self.memo = Memo(self.settings.memo or default_folder(), self._warn)
+        self.records: Records = LocalRecords(cache_folder(self.settings), self._warn)
+        self._identified: dict[int, Identified] = {}
+
+    def _warn(self, message: str) -> None:
+        self.report(Warned(message))
+
+    def close(self) -> None:
+        self.memo.close()
+        self.records.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # -- planning ------------------------------------------------------------------------------------------------
+
+    def plan(self, outputs: Sequence[str] = ()) -> Plan:
+        """What a build of these outputs (all when none is named) would do. Hashes sources that are new to this
+        machine; opens no tensor otherwise."""
+        chosen = choose(self.bound, outputs)
+        wanted = needed_sources(self.bound, chosen)
+        inputs = {self.bound.sources[i].name: self.bound.sources[i].path for i in wanted}
+        files = targets(self.bound, chosen, self.settings.output_root, inputs)
+        facts = {i: self.facts(i) for i in wanted}
+        settings = self.settings
+        machine = budget(settings.memory)
+        request = Request(
+            files,
+            lambda output: look(output, self.records, self.memo, self.report, machine.cores),
+            machine,
+            settings.jobs,
+            settings.device,
+            settings.force,
+        )
+        plan = make_plan(self.bound, facts, request)
+        if settings.locked:
+            self._check_lock(plan)
+        return plan
+
+    def facts(self, source: int) -> SourceFacts:
+        """What is known of one source, its claims checked."""
+        ref = self.bound.sources[source]
+        declared = ref.declared
+        found = self.identified(source)
+        check_claims(
+            ref.path, self.memo, self.report, sha256_claim=declared.sha256, short=declared.hash, size=declared.size
+        )
+        says_delta = found.header.metadata.get(KIND) == "delta"
+        delta = says_delta if declared.kind is None else declared.kind == "delta"
+        architecture = self._architecture(found, declared.arch, ref.name)
+        return SourceFacts(
+            ref.name,
+            ref.path,
+            found.header.tensors,
+            found.digests,
+            found.nonfinite,
+            found.model,
+            architecture,
+            delta,
+        )
+
+    def identified(self, source: int) -> Identified:
+        if source not in self._identified:
+            ref = self.bound.sources[source]
+            try:
+                found = identify(ref.path, self.memo, self.report, name=ref.name, workers=budget(1).cores)
+            except MergeflowError as error:
+                if error.place is None:
+                    error.place = ref.declared.place
+                error.hint = error.hint or f"put the file there, or point elsewhere with --source {ref.name}=PATH"
+                raise
+            self._identified[source] = found
+        return self._identified[source]
+
+    def _architecture(self, found: Identified, declared: str | None, name: str) -> Architecture:
+        detected, _ = detect({t.name: t.shape for t in found.header.tensors.values()})
+        if declared is None:
+            return detected
+        stated = get(declared)
+        if detected is not UNKNOWN and detected.name != stated.name:
+            raise RecipeError(f"{name} is said to be {stated.title}, but looks like {detected.title}")
+        return stated
+
+    # -- building ------------------------------------------------------------------------------------------------
+
+    def build(self, outputs: Sequence[str] = ()) -> BuildResult:
+        """Make what is out of date.
+
+        Raises:
+            MergeflowError: of the first output that fails; with `keep_going` the others are tried first and the errors
+                are in the result.
+        """
+        plan = self.plan(outputs)
+        for note in plan.notes:
+            self._warn(note)
+        self._refuse_strangers(plan)
+        return BuildResult(tuple(self._run(plan)))
+
+    def _refuse_strangers(self, plan: Plan) -> None:
+        """A file that some other program or hand has written is not ours to replace: said before anything is made."""
+        if self.settings.force:
+            return
+        for output in plan.outputs:
+            there = output.build and output.target.exists()
+            if there and not is_ours(output.target, self.records, self.memo, self.report):
+                raise RecipeError(
+                    f"{output.path} exists and is not what mergeflow built there: it is not overwritten",
+                    hint="--force overwrites it; another output path keeps it",
+                )
+
+    def _run(self, plan: Plan) -> Iterator[BuiltOutput]:
+        lock = self._lock() if self.settings.locked else None
+        for output in plan.outputs:
+            for warning in output.warnings:
+                self._warn(warning)
+            if not output.build:
+                self.report(OutputDone(output.path, False, output.reason, output.layout.file_size))
+                yield BuiltOutput(output.path, output.target, False, output.reason, output.layout.file_size, 0, "")
+                continue
+            try:
+                yield self._make(plan, output, lock)
+            except MergeflowError as error:
+                if not self.settings.keep_going:
+                    raise
+                yield BuiltOutput(output.path, output.target, False, output.reason, 0, 0, "", error)
+
+    def _make(self, plan: Plan, output: OutputPlan, lock: locks.Lock | None) -> BuiltOutput:
+        from mergeflow.executor.devices import find
+        from mergeflow.executor.run import write_output
+
+        assert output.placement is not None
+        expected = {i: found.at for i, found in self._identified.items()}
+
+        def check(digest: str) -> None:
+            if lock is not None:
+                locks.check_result(lock, output.path, digest)
+
+        written = write_output(plan, output, find(output.placement.device), self.report, expected, check)
+        content = written.content
+        digest = printable(content.model)
+        self.records.put(output.target, OutputRecord(written.at, output.key, digest, output.snapshot.to_json()))
+        ranges = content.low.tobytes(), content.high.tobytes(), b""
+        self.memo.remember(written.at, Known(content.model, content.digests, content.nonfinite, *ranges))
+        declared = self.bound.outputs[output.path][1]
+        if declared.embed == "sidecar" and self.recipe.text and not write_sidecar(self.recipe, output.target):
+            self._warn(f"{sidecar_path(output.target).name} was not written by mergeflow and is left as it is")
+        self.report(OutputDone(output.path, True, output.reason, output.layout.file_size))
+        return BuiltOutput(
+            output.path, output.target, True, output.reason, output.layout.file_size, written.bytes_read, digest
+        )
+
+    # -- the lock ------------------------------------------------------------------------------------------------
+
+    def lock_file(self) -> Path:
+        if self.recipe.path is None:
+            raise RecipeError("only a recipe that is a file has a lock")
+        return locks.lock_path(self.recipe.path)
+
+    def _lock(self) -> locks.Lock:
+        return locks.read(self.lock_file())
+
+    def make_lock(self) -> locks.Lock:
+        """The lock as it should be now: sources hashed, outputs' digests where they are built and up to date."""
+        plan = replace_locked(self).plan()
+        sources = {}
+        for i in plan.facts:
+            found, ref = self.identified(i), self.bound.sources[i]
+            sources[ref.name] = locks.LockedSource(
+                digest=found.model,
+                sha256=sha256(ref.path, self.memo, self.report),
+                size=found.at.size,
+                tensors=len(found.header.tensors),
+            )
+        outputs = {}
+        for output in plan.outputs:
+            record = self.records.find(output.target) if not output.build else None
+            outputs[output.path] = locks.LockedOutput(key=output.key, digest=record.model if record else None)
+        return locks.Lock(sources=sources, outputs=outputs)
+
+    def _check_lock(self, plan: Plan) -> None:
+        sources = {fact.name: fact.model for fact in plan.facts.values()}
+        lines = locks.drift(self._lock(), sources, {o.path: o.key for o in plan.outputs})
+        if lines:
+            raise NotReproducible(
+                f"{self.lock_file().name} does not hold: {lines[0]}"
+                + (f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""),
+                hint="`mergeflow lock` accepts the change, when it is meant",
+            )
+
+    # -- cleaning ------------------------------------------------------------------------------------------------
+
+    def clean(self, outputs: Sequence[str] = (), *, dry_run: bool = False) -> Iterator[tuple[Path, bool]]:
+        """Remove built outputs and their sidecars; (path, removed) for each that is there. Files that are not what
+        we built stay, unless forced."""
+        chosen = choose(self.bound, outputs)
+        files = targets(self.bound, chosen, self.settings.output_root, {})
+        for target in files.values():
+            if not target.exists():
+                continue
+            ours = self.settings.force or is_ours(target, self.records, self.memo, self.report)
+            if ours and not dry_run:
+                _remove(target)
+                self.records.forget(target)
+            yield target, ours
+
+
+def replace_locked(project: Project) -> Project:
+    """The same project, not held to its lock: for writing a new one."""
+    project.settings = replace(project.settings, locked=False)
+    return project
+
+
+def cache_folder(settings: Settings) -> Path:
+    """Where records are kept: as set, else MERGEFLOW_CACHE, else cache/ under the output root."""
+    import os
+
+    chosen = os.environ.get(CACHE_VARIABLE)
+    return settings.cache or (Path(chosen) if chosen else settings.output_root / "cache")
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    if path.exists():
+        raise RecipeError(f"{path} exists already", hint="choose another name for --save-recipe")
+    write_text_file(path, recipe.text)
+
+
+def _remove(target: Path) -> None:
+    from mergeflow.provenance.sidecar import is_ours as sidecar_is_ours
+
+    target.unlink()
+    beside = sidecar_path(target)
+    if beside.exists() and sidecar_is_ours(beside):
+        beside.unlink()

@@ -1,0 +1,1 @@
+"""Running a plan: devices, the loop over units, and the file that comes of it."""

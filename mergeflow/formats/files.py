@@ -1,0 +1,344 @@
+"""Positioned reads, and files that appear under their final name only when complete.
+
+The one place that calls the operating system for bytes. Each POSIX-only call has a portable fallback, which
+MERGEFLOW_PORTABLE_IO=1 forces everywhere (the tests run the same suite both ways).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import functools
+import hashlib
+import io
+import os
+import shutil
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from mergeflow.errors import IntegrityError, MissingInput, ResourceError
+from mergeflow.tensors import human_bytes
+
+PORTABLE = os.environ.get("MERGEFLOW_PORTABLE_IO") == "1"
+_POSITIONED = hasattr(os, "preadv") and hasattr(os, "pwrite")
+_WRITE_BACK = 2  # SYNC_FILE_RANGE_WRITE
+
+
+class Fingerprint(NamedTuple):
+    """What the file system says of a file; unchanged means that nobody wrote to it in between."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+def fingerprint(status: os.stat_result) -> Fingerprint:
+    return Fingerprint(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def explain_os_error(error: OSError, doing: str, path: Path) -> ResourceError:
+    """An error of the operating system in the user's words."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(f"{path}: the disk is full while {doing}", hint="free some space, then build again")
+    if error.errno == errno.EFBIG:
+        return ResourceError(f"{path}: the file would be larger than this system allows ({doing})")
+    return ResourceError(f"{path}: {error.strerror or error} while {doing}")
+
+
+class _Positioned:
+    """Reads and writes at offsets on one descriptor, from any thread; with seek on systems that lack the calls."""
+
+    def __init__(self, fd: int, path: Path, mode: str) -> None:
+        self.fd, self._path, self._mode = fd, path, mode
+        self._portable = PORTABLE or not _POSITIONED
+        self._local = threading.local()
+        self._handles: list[io.FileIO] = []
+
+    def _handle(self) -> io.FileIO:
+        found: io.FileIO | None = getattr(self._local, "handle", None)
+        if found is not None:
+            return found
+        handle = io.FileIO(self._path, self._mode)  # one per thread: seek and read are two calls
+        self._local.handle = handle
+        self._handles.append(handle)
+        return handle
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        if not self._portable:
+            return os.preadv(self.fd, [view], offset)
+        handle = self._handle()
+        handle.seek(offset)
+        return handle.readinto(view) or 0
+
+    def write_from(self, view: memoryview, offset: int) -> int:
+        if not self._portable:
+            return os.pwrite(self.fd, view, offset)
+        handle = self._handle()
+        handle.seek(offset)
+        return handle.write(view)
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.close()
+        os.close(self.fd)
+
+
+class ReadFile:
+    """An input, read at offsets by any number of threads. `bytes_read` counts what was asked of the file so far."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+        except FileNotFoundError:
+            raise MissingInput(f"{path}: there is no such file") from None
+        except IsADirectoryError:
+            raise MissingInput(f"{path}: is a folder, not a file") from None
+        except OSError as error:
+            raise explain_os_error(error, "opening it", path) from error
+        self._io = _Positioned(fd, path, "rb")
+        self.opened = self.fingerprint()
+        self.size = self.opened.size
+        self._count = threading.Lock()
+        self.bytes_read = 0
+
+    def fingerprint(self) -> Fingerprint:
+        return fingerprint(os.fstat(self._io.fd))
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Fill `view` from `offset`; a file that ends before that is an error."""
+        done, wanted = 0, view.nbytes
+        while done < wanted:
+            try:
+                n = self._io.read_into(view[done:] if done else view, offset + done)
+            except OSError as error:
+                raise explain_os_error(error, "reading it", self.path) from error
+            if n == 0:
+                raise IntegrityError(f"{self.path}: it ends at byte {offset + done:,}, it was cut while being read")
+            done += n
+        with self._count:
+            self.bytes_read += done
+
+    def read(self, nbytes: int, offset: int) -> bytes:
+        buffer = bytearray(nbytes)
+        self.read_into(memoryview(buffer), offset)
+        return bytes(buffer)
+
+    def check_unchanged(self) -> None:
+        """Refuse what was read when the file was written to, replaced in place or cut since it was opened."""
+        if self.fingerprint() != self.opened:
+            raise IntegrityError(f"{self.path}: the file changed while it was being read", hint="build again")
+
+    def close(self) -> None:
+        self._io.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+class PartFile:
+    """A file on its way to its final name: written at offsets, then committed; anything else discards it.
+
+    The temporary file lies in the target folder and its name says who writes it, so that a later run can tell a
+    dead writer's leftovers from a file that somebody is writing now (see `clear_dead_parts`).
+    """
+
+    def __init__(self, final: Path, size: int) -> None:
+        self.final, self.size = final, size
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(final.parent).free
+        except OSError as error:
+            raise explain_os_error(error, "making its folder", final) from error
+        if size > free:
+            raise ResourceError(f"{final}: needs {human_bytes(size)}, the disk has {human_bytes(free)} free")
+        self.path = final.parent / _part_name(final.name)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        try:
+            fd = os.open(self.path, flags, 0o666)
+        except OSError as error:
+            raise explain_os_error(error, "creating a file beside it", final) from error
+        self._io: _Positioned | None = _Positioned(fd, self.path, "r+b")
+        try:
+            _preallocate(fd, size)
+        except OSError as error:
+            self.discard()
+            raise explain_os_error(error, f"reserving {human_bytes(size)}", final) from error
+
+    def write(self, view: memoryview, offset: int) -> None:
+        assert self._io is not None
+        done, wanted = 0, view.nbytes
+        try:
+            while done < wanted:
+                done += self._io.write_from(view[done:] if done else view, offset + done)
+        except OSError as error:
+            raise explain_os_error(error, "writing it", self.final) from error
+
+    def write_back(self, offset: int, nbytes: int) -> None:
+        """Ask the system to start writing this range to the disk now: a hint, so that the fsync finds little to do."""
+        if self._io is not None and not PORTABLE and (call := _sync_file_range()):
+            call(self._io.fd, offset, nbytes, _WRITE_BACK)
+
+    def commit(self) -> Fingerprint:
+        """Sync, rename, sync the folder. What is returned was read after the rename, which changes ctime."""
+        assert self._io is not None
+        fd = self._io.fd
+        try:
+            with contextlib.suppress(OSError):
+                mode = self.final.stat().st_mode & 0o777
+                os.chmod(self.path, mode)  # noqa: PTH101  # the descriptor's own path is known good here
+            _full_sync(fd)
+        except OSError as error:
+            self.discard()  # after a failed fsync pages may be marked clean: never try it again on the same file
+            raise explain_os_error(error, "syncing it to disk", self.final) from error
+        if sys.platform == "win32":  # an open file cannot be renamed there
+            self._close()
+        try:
+            self.path.replace(self.final)
+        except PermissionError as error:
+            self._close()
+            raise ResourceError(
+                f"{self.final}: {error.strerror}; another program may hold it open",
+                hint=f"the finished file is kept as {self.path.name}: close the other program and rename it",
+            ) from error
+        except OSError as error:
+            self.discard()
+            raise explain_os_error(error, "renaming the finished file", self.final) from error
+        sync_folder(self.final.parent)
+        after = fingerprint(self.final.stat() if sys.platform == "win32" else os.fstat(fd))
+        self._close()
+        return after
+
+    def _close(self) -> None:
+        if self._io is not None:
+            self._io.close()
+            self._io = None
+
+    def discard(self) -> None:
+        if self._io is None:
+            return
+        self._close()
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.discard()
+
+
+def write_text_file(path: Path, text: str) -> None:
+    """A small file, whole or not at all."""
+    data = text.encode()
+    with PartFile(path, len(data)) as part:
+        if data:
+            part.write(memoryview(data), 0)
+        part.commit()
+
+
+def sync_folder(folder: Path) -> None:
+    if sys.platform == "win32":
+        return
+    with contextlib.suppress(OSError):  # some file systems refuse; the rename is done either way
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def clear_dead_parts(folder: Path) -> list[Path]:
+    """Remove temporary files whose writer is known to be dead; leave those of live writers and of other machines."""
+    removed = []
+    for part in folder.glob(".*.part"):
+        fields = part.name.removesuffix(".part").rsplit(".", 1)[-1].split("-")
+        if len(fields) == 4 and _writer_is_dead(*fields):
+            with contextlib.suppress(OSError):
+                part.unlink()
+                removed.append(part)
+    return removed
+
+
+def _part_name(name: str) -> str:
+    if len(name.encode()) > 150:  # file names end at 255 bytes
+        name = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return f".{name}.{_host()}-{_boot()}-{os.getpid()}-{_started(os.getpid())}.part"
+
+
+def _writer_is_dead(host: str, boot: str, pid: str, started: str) -> bool:
+    if host != _host() or not pid.isdigit():
+        return False
+    return boot != _boot() or _started(int(pid)) != started
+
+
+@functools.cache
+def _host() -> str:
+    import platform
+
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+@functools.cache
+def _boot() -> str:
+    try:
+        text = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        return "0"
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _started(pid: int) -> str:
+    """When a process was started, as text, or 'gone': a pid alone may have been given to another process since."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return "gone"
+        return str(int(process.create_time() * 100))
+    except psutil.Error:
+        return "gone"
+
+
+def _preallocate(fd: int, size: int) -> None:
+    """Reserve the space now: a full disk is found before any work, and writes into reserved space are faster."""
+    if size and not PORTABLE and hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(fd, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+        else:
+            return
+    os.ftruncate(fd, size)
+
+
+def _full_sync(fd: int) -> None:
+    if sys.platform == "darwin":
+        import fcntl
+
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(fd)
+
+
+@functools.cache
+def _sync_file_range() -> ctypes._NamedFuncPointer | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        call = ctypes.CDLL(None, use_errno=True).sync_file_range
+    except (OSError, AttributeError):
+        return None
+    call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    return call

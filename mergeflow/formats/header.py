@@ -1,0 +1,146 @@
+"""Reading a safetensors header: every rule of the format is checked before anything believes an offset.
+
+The format: 8 bytes little-endian header length, a JSON object {name: {dtype, shape, data_offsets}} that may carry
+`__metadata__` (text to text), then the data, without holes. https://github.com/huggingface/safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from mergeflow.errors import IntegrityError
+from mergeflow.formats.files import ReadFile
+from mergeflow.tensors import BY_CODE, TensorSpec
+
+HEADER_LIMIT = 100_000_000  # of the reference implementation
+_OTHER_FORMATS = (
+    (b"PK\x03\x04", "a zip file, as torch writes .ckpt, .pt and .bin files"),
+    (b"\x80\x02", "a Python pickle, as old .ckpt files are"),
+    (b"GGUF", "a GGUF file"),
+    (b"version https://git-lfs", "a Git LFS pointer: the model itself was not downloaded"),
+    (b"<!DOCTYPE", "a web page: the download went wrong"),
+    (b"<html", "a web page: the download went wrong"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file says it holds. `tensors` is in the order of the data."""
+
+    tensors: Mapping[str, TensorSpec]
+    metadata: Mapping[str, str]
+    data_start: int
+    file_size: int
+
+
+class _Duplicate(ValueError):
+    pass
+
+
+def read_header(file: ReadFile) -> Header:
+    """The header of an open file.
+
+    Raises:
+        IntegrityError: when the file is not a complete, valid safetensors file; the message says what it is instead.
+    """
+    path, size = file.path, file.size
+    if size == 0:
+        raise IntegrityError(f"{path}: the file is empty")
+    start = file.read(min(size, 32), 0)
+    for magic, what in _OTHER_FORMATS:
+        if start.startswith(magic):
+            raise IntegrityError(
+                f"{path}: not a safetensors file but {what}",
+                hint="convert it to safetensors first; this version of mergeflow reads only those",
+            )
+    if size < 8:
+        raise IntegrityError(f"{path}: not a safetensors file: only {size} bytes long")
+    (length,) = struct.unpack("<Q", start[:8])
+    if length > HEADER_LIMIT:
+        raise IntegrityError(f"{path}: not a safetensors file: its header would be {length:,} bytes long")
+    if 8 + length > size:
+        raise IntegrityError(f"{path}: cut short: the header alone needs {8 + length:,} bytes, the file has {size:,}")
+    return parse_header(file.read(length, 8), path, size)
+
+
+def parse_header(raw: bytes, path: Path, file_size: int) -> Header:
+    """Check and convert the JSON of a header; `file_size` is what the offsets must fill exactly."""
+    try:
+        document = json.loads(raw, object_pairs_hook=_no_duplicates)
+    except _Duplicate as error:
+        raise IntegrityError(f"{path}: the header names {error} twice") from None
+    except (ValueError, RecursionError):
+        raise IntegrityError(f"{path}: not a safetensors file: the header is not valid JSON") from None
+    if not isinstance(document, dict):
+        raise IntegrityError(f"{path}: not a safetensors file: the header is not a JSON object")
+    metadata = document.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise IntegrityError(f"{path}: the header's __metadata__ must map text to text")
+    data_start = 8 + len(raw)
+    tensors = [_tensor(path, name, entry, data_start) for name, entry in document.items()]
+    tensors.sort(key=lambda t: (t.start, t.nbytes))
+    _check_no_holes(path, tensors, data_start, file_size)
+    return Header({t.name: t for t in tensors}, metadata, data_start, file_size)
+
+
+def check_with_library(path: Path) -> None:
+    """Have the reference implementation open the file as well; it sees the header by other eyes than ours."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise IntegrityError(f"{path}: the safetensors library refuses it: {error}") from error
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise _Duplicate(repr(name))
+            seen.add(name)
+    return result
+
+
+def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorSpec:
+    try:
+        code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    except (TypeError, KeyError, ValueError):
+        raise IntegrityError(f"{path}: the header's entry for {name!r} is malformed") from None
+    dtype = BY_CODE.get(code) if isinstance(code, str) else None
+    if dtype is None:
+        raise IntegrityError(
+            f"{path}: tensor {name!r} has the type {code!r}, which mergeflow does not know",
+            hint=f"known types: {', '.join(BY_CODE)}",
+        )
+    for n in (*shape, begin, end):
+        if type(n) is not int or n < 0:
+            raise IntegrityError(f"{path}: tensor {name!r} has a shape or offset that is not a whole number")
+    if end - begin != prod(shape) * dtype.size:
+        raise IntegrityError(
+            f"{path}: tensor {name!r} should take {prod(shape) * dtype.size:,} bytes ({code} {list(shape)}), "
+            f"its offsets span {end - begin:,}"
+        )
+    return TensorSpec(name, dtype, shape, data_start + begin)
+
+
+def _check_no_holes(path: Path, tensors: list[TensorSpec], data_start: int, file_size: int) -> None:
+    position = data_start
+    for t in tensors:
+        if t.start != position:
+            what = "overlaps the tensor before it" if t.start < position else "leaves a hole before it"
+            raise IntegrityError(f"{path}: tensor {t.name!r} {what} (byte {t.start:,}, expected {position:,})")
+        position += t.nbytes
+    if position > file_size:
+        raise IntegrityError(f"{path}: cut short: its tensors need {position:,} bytes, the file has {file_size:,}")
+    if position < file_size:
+        raise IntegrityError(f"{path}: {file_size - position:,} bytes follow the last tensor; the file is damaged")

@@ -1,0 +1,166 @@
+"""The graph that a recipe's expressions become. Nodes are immutable and shared; everything walks with a stack.
+
+A value in the language is a `Scaled`: an exact number times a node. Scaling therefore makes no node, and
+`a + (b - c) * m` is Sum[(1, a), (m, Sum[(1, b), (-1, c)])].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from mergeflow.errors import Place
+from mergeflow.ir.numbers import ONE, Number
+from mergeflow.tensors import DType
+
+
+class Node:
+    """Base of all nodes; identity is equality."""
+
+    __slots__ = ()
+
+    def inputs(self) -> tuple[Node, ...]:
+        raise NotImplementedError  # abstract: each node below answers
+
+
+@final
+class Load(Node):
+    """A source, by its number."""
+
+    __slots__ = ("source",)
+
+    def __init__(self, source: int) -> None:
+        self.source = source
+
+    def inputs(self) -> tuple[Node, ...]:
+        return ()
+
+
+@final
+class Sum(Node):
+    """A linear combination, in the order written: the order decides the primary."""
+
+    __slots__ = ("terms",)
+
+    def __init__(self, terms: Iterable[tuple[Number, Node]]) -> None:
+        self.terms = tuple(terms)
+
+    def inputs(self) -> tuple[Node, ...]:
+        return tuple(node for _, node in self.terms)
+
+
+@final
+class Named(Node):
+    """A step, or an output's expression: the place where the degree must be 0 or 1. Otherwise transparent."""
+
+    __slots__ = ("name", "of", "place")
+
+    def __init__(self, name: str, of: Node, place: Place) -> None:
+        self.name, self.of, self.place = name, of, place
+
+    def inputs(self) -> tuple[Node, ...]:
+        return (self.of,)
+
+
+@final
+class Round(Node):
+    """Rounded to a dtype, on request: what follows sees the rounded tensor."""
+
+    __slots__ = ("dtype", "of")
+
+    def __init__(self, of: Node, dtype: DType) -> None:
+        self.of, self.dtype = of, dtype
+
+    def inputs(self) -> tuple[Node, ...]:
+        return (self.of,)
+
+
+@final
+class Replace(Node):
+    """`of`, but the tensors of each named component are exactly the donor's."""
+
+    __slots__ = ("of", "parts")
+
+    def __init__(self, of: Node, parts: Iterable[tuple[str, Node]]) -> None:
+        self.of, self.parts = of, tuple(parts)
+
+    def inputs(self) -> tuple[Node, ...]:
+        return (self.of, *(node for _, node in self.parts))
+
+
+@final
+class Like(Node):
+    """`of`, with another model as its primary."""
+
+    __slots__ = ("of", "primary")
+
+    def __init__(self, of: Node, primary: Node) -> None:
+        self.of, self.primary = of, primary
+
+    def inputs(self) -> tuple[Node, ...]:
+        return (self.of, self.primary)
+
+
+@final
+class Free(Node):
+    """A sum whose shares need not add up, on purpose: it counts as a model whatever they are."""
+
+    __slots__ = ("of",)
+
+    def __init__(self, of: Node) -> None:
+        self.of = of
+
+    def inputs(self) -> tuple[Node, ...]:
+        return (self.of,)
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """A value of the language: `factor` times `node`. Python operators build the graph, so that a linear method is
+    its formula."""
+
+    factor: Number
+    node: Node
+    __hash__: ClassVar[None]  # type: ignore[assignment]  # values are compared by nobody
+
+    def __add__(self, other: Scaled) -> Scaled:
+        return combine([self, other])
+
+    def __sub__(self, other: Scaled) -> Scaled:
+        return combine([self, -other])
+
+    def __neg__(self) -> Scaled:
+        return Scaled(-self.factor, self.node)
+
+    def __mul__(self, number: Number) -> Scaled:
+        return Scaled(self.factor * number, self.node)
+
+
+def combine(values: Sequence[Scaled]) -> Scaled:
+    """One sum of all, at one level: a tensor that one of the models lacks is resolved for the sum as a whole."""
+    return Scaled(ONE, Sum((v.factor, v.node) for v in values))
+
+
+def as_node(value: Scaled) -> Node:
+    if value.factor == ONE:
+        return value.node
+    return Sum([(value.factor, value.node)])
+
+
+def topological(roots: Iterable[Node]) -> list[Node]:
+    """All nodes under `roots`, inputs before users, each once."""
+    order: list[Node] = []
+    done: set[int] = set()
+    stack: list[tuple[Node, bool]] = [(root, False) for root in roots]
+    while stack:
+        node, expanded = stack.pop()
+        if id(node) in done:
+            continue
+        if expanded:
+            done.add(id(node))
+            order.append(node)
+        else:
+            stack.append((node, True))
+            stack += [(child, False) for child in node.inputs() if id(child) not in done]
+    return order

@@ -1,0 +1,246 @@
+"""Running an expression's postfix code over a scope of names: numbers become exact, models become graph nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+
+from mergeflow.errors import MergeflowError, Place, RecipeError, UnknownName
+from mergeflow.ir.nodes import Scaled, combine
+from mergeflow.ir.numbers import Number, Varying
+from mergeflow.methods.registry import Method, Parameter, Weighted, find
+from mergeflow.recipe.expression import Call, Expression, Instr
+
+Value = Number | Scaled | Weighted | list["Value"] | bool
+_WORDS: Mapping[str, Value] = {"true": True, "false": False}
+
+
+def evaluate(expression: Expression, scope: Mapping[str, Value]) -> Value:
+    """The value of an expression.
+
+    Raises:
+        RecipeError: a name or method that does not exist, or operands that do not go together; with the place.
+    """
+    stack: list[Value] = []
+    for instr in expression.code:
+        match instr.op:
+            case "number":
+                assert isinstance(instr.value, Fraction)
+                stack.append(instr.value)
+            case "name":
+                stack.append(_look_up(expression, instr, scope))
+            case "list":
+                assert isinstance(instr.value, int)
+                items = _pop(stack, instr.value)
+                stack.append(items)
+            case "neg":
+                stack.append(_negate(expression, instr, stack.pop()))
+            case "call":
+                assert isinstance(instr.value, Call)
+                stack.append(_call(expression, instr, instr.value, stack))
+            case "sum":
+                assert isinstance(instr.value, tuple)
+                stack.append(_sum(expression, instr, _pop(stack, len(instr.value)), instr.value))
+            case "mul" | "div" | "weight":
+                right, left = stack.pop(), stack.pop()
+                stack.append(_BINARY[instr.op](expression, instr, left, right))
+    (result,) = stack
+    return result
+
+
+def evaluate_number(expression: Expression, scope: Mapping[str, Value]) -> Number:
+    value = evaluate(expression, scope)
+    if isinstance(value, bool) or not isinstance(value, Fraction | Varying):
+        raise RecipeError(f"a number is needed here, not {_what(value)}", place=expression.place(0))
+    return value
+
+
+def evaluate_model(expression: Expression, scope: Mapping[str, Value]) -> Scaled:
+    value = evaluate(expression, scope)
+    if not isinstance(value, Scaled):
+        raise RecipeError(f"a model is needed here, not {_what(value)}", place=expression.place(0))
+    return value
+
+
+def call_method(name: str, arguments: Mapping[str, Value], place: Place) -> Scaled:
+    """A method in its long form: every argument by name."""
+    return _run(find(name, place), [], arguments, place)
+
+
+def _look_up(expression: Expression, instr: Instr, scope: Mapping[str, Value]) -> Value:
+    name = str(instr.value)
+    found = scope.get(name)
+    if found is not None:
+        return found
+    if name in _WORDS:
+        return _WORDS[name]
+    hint = ""
+    digits = name[: len(name) - len(name.lstrip("0123456789"))]
+    if digits and name[len(digits) :] in scope:
+        hint = f"or {digits} * {name[len(digits) :]}?"
+    raise UnknownName("source, param or step", name, scope, place=expression.place(instr.offset), hint=hint)
+
+
+def _pop(stack: list[Value], n: int) -> list[Value]:
+    items = stack[len(stack) - n :]
+    del stack[len(stack) - n :]
+    return items
+
+
+def _negate(expression: Expression, instr: Instr, value: Value) -> Value:
+    if isinstance(value, bool | list | Weighted):
+        raise _refuse(expression, instr, f"{_what(value)} cannot be negated")
+    return -value
+
+
+def _sum(expression: Expression, instr: Instr, items: Sequence[Value], signs: tuple[int, ...]) -> Value:
+    signed = [_negate(expression, instr, x) if s < 0 else x for x, s in zip(items, signs, strict=True)]
+    models = [x for x in signed if isinstance(x, Scaled)]
+    if len(models) == len(signed):
+        return combine(models)
+    total: Number = Fraction(0)
+    for x in signed:
+        if isinstance(x, bool) or not isinstance(x, Fraction | Varying):
+            odd = next((y for y in signed if not isinstance(y, Scaled)), x) if models else x
+            raise _refuse(
+                expression,
+                instr,
+                f"a model and {_what(odd)} cannot be added" if models else f"{_what(x)} cannot be added",
+                "numbers scale models: a * 0.3" if models else "",
+            )
+        total = total + x
+    if models:
+        raise _refuse(expression, instr, "a model and a number cannot be added", "numbers scale models: a * 0.3")
+    return total
+
+
+def _multiply(expression: Expression, instr: Instr, left: Value, right: Value) -> Value:
+    if isinstance(left, Scaled) and isinstance(right, Scaled):
+        raise _refuse(
+            expression,
+            instr,
+            "two models cannot be multiplied",
+            "a model times a number is scaled: a * 0.3; a difference is added: a + (b - c) * 0.3",
+        )
+    if isinstance(right, Scaled):
+        left, right = right, left
+    if isinstance(right, bool) or not isinstance(right, Fraction | Varying):
+        raise _refuse(expression, instr, f"{_what(left)} cannot be multiplied by {_what(right)}")
+    if isinstance(left, bool) or not isinstance(left, Fraction | Varying | Scaled):
+        raise _refuse(expression, instr, f"{_what(left)} cannot be multiplied")
+    return left * right
+
+
+def _divide(expression: Expression, instr: Instr, left: Value, right: Value) -> Value:
+    if isinstance(right, bool) or not isinstance(right, Fraction | Varying):
+        raise _refuse(expression, instr, f"nothing can be divided by {_what(right)}", "divide by a number")
+    if isinstance(left, bool) or not isinstance(left, Fraction | Varying | Scaled):
+        raise _refuse(expression, instr, f"{_what(left)} cannot be divided")
+    try:
+        return left * (1 / right) if isinstance(left, Scaled) else left / right
+    except ZeroDivisionError:
+        raise _refuse(expression, instr, "division by zero") from None
+
+
+def _weigh(expression: Expression, instr: Instr, left: Value, right: Value) -> Value:
+    if isinstance(right, bool) or not isinstance(right, Fraction | Varying):
+        raise _refuse(expression, instr, f"a weight is a number, not {_what(right)}")
+    if isinstance(left, Scaled):
+        return Weighted(left, right)
+    raise _refuse(expression, instr, f"{_what(left)} cannot carry a weight; models can: a @ 0.5")
+
+
+_BINARY: Mapping[str, Callable[[Expression, Instr, Value, Value], Value]] = {
+    "mul": _multiply,
+    "div": _divide,
+    "weight": _weigh,
+}
+
+
+def _call(expression: Expression, instr: Instr, call: Call, stack: list[Value]) -> Value:
+    values = _pop(stack, call.positional + len(call.keywords))
+    place = expression.place(instr.offset)
+    named = dict(zip(call.keywords, values[call.positional :], strict=True))
+    return _run(find(call.name, place), values[: call.positional], named, place)
+
+
+def _run(method: Method, positional: list[Value], named: Mapping[str, Value], place: Place) -> Scaled:
+    arguments = _bind(method, positional, named, place)
+    try:
+        return method.function(**arguments)
+    except ZeroDivisionError:
+        raise RecipeError(f"{method.name}: division by zero", place=place) from None
+    except MergeflowError as error:
+        if error.place is None:
+            error.place = place
+        raise
+
+
+def _bind(method: Method, positional: list[Value], named: Mapping[str, Value], place: Place) -> dict[str, object]:
+    by_name = {p.name: p for p in method.parameters}
+    given: dict[str, Value] = {}
+    rest = list(positional)
+    for p in method.parameters:
+        if not rest:
+            break
+        if p.kind == "Models" and not isinstance(rest[0], list):  # average(a, b, c) as well as average([a, b, c])
+            count = next((i for i, v in enumerate(rest) if not isinstance(v, Scaled | Weighted)), len(rest))
+            given[p.name] = rest[:count]
+            del rest[:count]
+        else:
+            given[p.name] = rest.pop(0)
+    if rest:
+        raise RecipeError(
+            f"{method.name} takes at most {len(method.parameters)} arguments", place=place, hint=method.signature
+        )
+    for name, value in named.items():
+        if name not in by_name:
+            raise UnknownName(f"parameter of {method.name}", name, by_name, place=place, hint=method.signature)
+        if name in given:
+            raise RecipeError(f"{method.name} is given {name} twice", place=place)
+        given[name] = value
+    missing = [p.name for p in method.parameters if p.required and p.name not in given]
+    if missing:
+        raise RecipeError(f"{method.name} needs {' and '.join(missing)} as well", place=place, hint=method.signature)
+    return {name: _accept(method, by_name[name], value, place) for name, value in given.items()}
+
+
+def _accept(method: Method, parameter: Parameter, value: Value, place: Place) -> object:
+    """The value as the parameter's kind wants it."""
+    kind = parameter.kind
+    if kind == "Models" and isinstance(value, list) and value:
+        flat = [x for item in value for x in (item if isinstance(item, list) else [item])]
+        items = [Weighted(item, None) if isinstance(item, Scaled) else item for item in flat]
+        if all(isinstance(item, Weighted) for item in items):
+            return items
+    elif (
+        (kind == "Model" and isinstance(value, Scaled))
+        or (kind == "Number" and isinstance(value, Fraction | Varying))
+        or (kind == "bool" and isinstance(value, bool))
+    ):
+        return value
+    wanted = {
+        "Model": "a model",
+        "Models": "a list of models, as in [a, b @ 0.5]",
+        "Number": "a number",
+        "bool": "true or false",
+    }
+    raise RecipeError(
+        f"{method.name}: {parameter.name} is {wanted[kind]}, not {_what(value)}", place=place, hint=method.signature
+    )
+
+
+def _refuse(expression: Expression, instr: Instr, message: str, hint: str = "") -> RecipeError:
+    return RecipeError(message, place=expression.place(instr.offset), hint=hint)
+
+
+def _what(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Fraction | Varying):
+        return "a number"
+    if isinstance(value, Scaled):
+        return "a model"
+    if isinstance(value, Weighted):
+        return "a weighted model (@ belongs in a list of models)"
+    return "a list" if value else "an empty list"

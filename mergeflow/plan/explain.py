@@ -1,0 +1,142 @@
+"""Why an output is built, or is not: one line, decided by comparing what was built with what is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mergeflow.digest import NUMERICS
+from mergeflow.ir.numbers import decimal
+from mergeflow.plan.bind import Bound
+from mergeflow.plan.facts import SourceFacts
+from mergeflow.plan.profiles import shown
+from mergeflow.plan.resolve import Facts, Resolved, sources_of
+from mergeflow.plan.text import form_text
+from mergeflow.recipe import Expression, Output, Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What an output was made from, in the recipe's words: kept with the record of the file, only to explain."""
+
+    numerics: int
+    params: Mapping[str, str]
+    sources: Mapping[str, str]
+    form: str
+    dtype: str
+    compute: str
+    metadata: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The state of an output's file. `intact`: its content is what some build of ours wrote. `key`: of that build,
+    where it is known; `snapshot`: what that build was made from."""
+
+    exists: bool = False
+    intact: bool = False
+    key: str | None = None
+    snapshot: Mapping[str, Any] | None = None
+
+
+def snapshot(bound: Bound, path: str, resolved: Resolved, facts: Facts) -> Snapshot:
+    node, output = bound.outputs[path]
+    used = {facts[i].name: facts[i].model for i in sorted(sources_of([node]))}
+    mentioned = _mentioned(bound.recipe, output)
+    params = {
+        name: decimal(value) for name, value in sorted(bound.numbers.items()) if name.split("/", 1)[0] in mentioned
+    }
+    params |= {name: shown(table) for name, table in sorted(resolved.tables.items())}
+    usual = max(range(len(resolved.forms)), key=resolved.cases.count) if resolved.forms else 0
+    form = form_text(resolved.forms[usual], lambda i: facts[i].name) if resolved.forms else "0"
+    return Snapshot(
+        NUMERICS,
+        params,
+        used,
+        form,
+        output.dtype.label if output.dtype else "as the first model",
+        str(bound.recipe.options.compute),
+        dict(sorted(output.metadata.items())),
+    )
+
+
+def _mentioned(recipe: Recipe, output: Output) -> set[str]:
+    """The names that an output's expression leads to, through steps and params."""
+    expressions: list[Expression] = [output.expr, *output.replace.values()]
+    found: set[str] = set()
+    while expressions:
+        for name in expressions.pop().names:
+            if name in found:
+                continue
+            found.add(name)
+            step, param = recipe.steps.get(name), recipe.params.get(name)
+            if step is not None:
+                expressions += [
+                    e for e in (step.expr, *step.arguments.values(), *step.replace.values()) if e is not None
+                ]
+            if param is not None:
+                entries = [entry.value for entry in param.profile]
+                expressions += [e for e in (param.value, param.default, *entries) if e is not None]
+    return found
+
+
+def reason(wanted_key: str, found: Found, now: Snapshot) -> tuple[bool, str]:
+    """Whether to build, and why, in one line."""
+    if not found.exists:
+        return True, "it is not there" if found.snapshot is None else "it is gone"
+    if found.key == wanted_key and found.intact:
+        return False, "it is up to date"
+    if not found.intact:
+        return True, "it was changed since it was built"
+    if found.snapshot is None:
+        return True, "it was built from something else"
+    changes = differences(found.snapshot, now.to_json())
+    return True, "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more changes" if len(changes) > 4 else "")
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What changed between two builds, the causes first. Names are compared by what they stand for: a source that was
+    only renamed is no change."""
+    lines = []
+    old, new = before.get("params", {}), after["params"]
+    for name in sorted(old.keys() | new.keys()):
+        was, is_now = old.get(name, "not there"), new.get(name, "not there")
+        if was != is_now:
+            lines.append(f"{name} changed: {_short(was)} → {_short(is_now)}")
+    old, new = before.get("sources", {}), after["sources"]
+    if sorted(old.values()) != sorted(new.values()):
+        both = [name for name in sorted(old.keys() & new.keys()) if old[name] != new[name]]
+        lines += [f"{name} is another file: {old[name][:11]}… → {new[name][:11]}…" for name in both]
+        lines += [f"{name} is new" for name in sorted(new.keys() - old.keys()) if new[name] not in old.values()]
+        lines += [
+            f"{name} is no longer used" for name in sorted(old.keys() - new.keys()) if old[name] not in new.values()
+        ]
+    for key, what in (("dtype", "the dtype"), ("compute", "the compute dtype"), ("numerics", "the numerics version")):
+        if before.get(key) != after[key]:
+            lines.append(f"{what} changed: {before.get(key)} → {after[key]}")
+    if before.get("metadata") != after["metadata"]:
+        lines.append("its metadata changed")
+    if not lines and before.get("form") != after["form"]:
+        lines.append(f"the expression changed: {before.get('form')} → {after['form']}")
+    return lines or ["something that decides its bytes changed"]
+
+
+def nonfinite_notes(works_sources: Mapping[int, set[str]], facts: Facts) -> list[str]:
+    """One line for each source that holds values that are not finite in tensors that are used."""
+    return [line for i, names in sorted(works_sources.items()) if (line := _nonfinite(facts[i], names))]
+
+
+def _nonfinite(source: SourceFacts, names: set[str]) -> str:
+    bad = {name: n for name, n in source.nonfinite.items() if name in names}
+    if not bad:
+        return ""
+    total, first = sum(bad.values()), next(iter(bad))
+    return f"{source.name} holds {total:,} values that are NaN or infinite, in {len(bad):,} tensors such as {first}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "…"

@@ -1,0 +1,100 @@
+"""Where and how a build runs, as a pure function of what it needs and what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mergeflow.digest import CHUNK
+from mergeflow.errors import ResourceError
+from mergeflow.plan.program import Program, TensorWork
+from mergeflow.tensors import DType, human_bytes
+
+UNIT = 2 * CHUNK  # of output; larger buffers leave the cache, smaller ones cost system calls
+TILE, TILE_F64 = 64 * 1024, 32 * 1024  # elements that fit a core's cache with all operands
+FLOOR = 180_000_000  # the interpreter with torch, before any buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a worker needs per element of output: input bytes over all slots and result bytes. `registers` bytes per
+    element of a tile (accumulator, scratch, inner results); `largest_wide` bytes of a wide tensor, whole."""
+
+    inputs: int
+    output: int
+    smallest_output: int
+    registers: int
+    largest_wide: int
+    bytes_written: int
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What the machine lets us use: bytes of memory (all of the process), usable cores."""
+
+    memory: int
+    cores: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """`tile` and `tile_f64` count elements, `unit` bytes of output, `peak` is the predicted anonymous memory."""
+
+    device: str
+    strategy: str
+    workers: int
+    unit: int
+    tile: int
+    tile_f64: int
+    peak: int
+    reason: str
+
+
+def footprint(programs: Sequence[Program], works: Sequence[TensorWork]) -> Footprint:
+    used = {w.program for w in works}
+    inputs = max((sum(d.size for d in programs[p].inputs) for p in used if p >= 0), default=0)
+    registers = max((_registers(programs[p]) for p in used if p >= 0), default=0)
+    output = max((w.dtype.size for w in works), default=1)
+    smallest = min((w.dtype.size for w in works if w.program >= 0), default=output)
+    wide = max((w.nbytes * (len(w.reads) + 2) * 4 for w in works if w.wide is not None), default=0)
+    return Footprint(inputs, output, smallest, registers, wide, sum(w.nbytes for w in works))
+
+
+def _registers(program: Program) -> int:
+    """Accumulator and scratch in the widest compute dtype, and one register per inner op."""
+    widest = max(op.compute.size for op in program.ops)
+    return 2 * widest + sum(op.to.size for op in program.ops[:-1])
+
+
+def place(need: Footprint, budget: Budget, *, device: str = "cpu", workers: int | None = None) -> Placement:
+    """As many workers and as large units as the budget allows, and never more than cores or useful sizes.
+
+    Raises:
+        ResourceError: not even one worker with the smallest unit fits.
+    """
+    wanted = workers or budget.cores
+    if workers is None and need.bytes_written < 16 * CHUNK:
+        wanted = 1  # a second thread costs more than it does on so little
+    for unit in (UNIT, CHUNK):
+        for n in range(wanted, 0, -1):
+            peak = FLOOR + n * _per_worker(need, unit)
+            if peak <= budget.memory:
+                reason = f"{n} workers × {human_bytes(_per_worker(need, unit))}"
+                return Placement(device, "tile", n, unit, TILE, TILE_F64, peak, reason)
+            if unit == UNIT and n * 2 <= wanted:
+                break  # half the units before less than half the workers
+    least = FLOOR + _per_worker(need, CHUNK)
+    raise ResourceError(
+        f"this merge needs {human_bytes(least)} of memory, the budget is {human_bytes(budget.memory)}",
+        hint=f"--memory {-(-least // 1_000_000)}MB would do",
+    )
+
+
+def _per_worker(need: Footprint, unit: int) -> int:
+    elements = unit // need.smallest_output
+    buffers = elements * (need.inputs + need.output) + TILE * need.registers
+    return buffers + need.largest_wide
+
+
+def tile_for(compute: DType, placement: Placement) -> int:
+    return placement.tile_f64 if compute is DType.F64 else placement.tile

@@ -1,0 +1,90 @@
+"""Kernels as data: straight-line programs over tiles, the same for every tensor of the same formula and dtypes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple
+
+from mergeflow.tensors import DType, TensorSpec
+
+COPY, ZERO = -1, -2  # what a tensor's `program` can be instead of the number of one
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """(Σ share·operand) / divisor in `compute`, rounded once to `to`.
+
+    Operands count the program's inputs first, then the results of earlier ops. Shares are integers, or, where an
+    integer would not be exact in `compute`, fractions already rounded to it (and the divisor is 1).
+    """
+
+    terms: tuple[tuple[Fraction, int], ...]
+    divisor: int
+    compute: DType
+    to: DType
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """`inputs` are the dtypes of its operands; the last op's result is the output."""
+
+    inputs: tuple[DType, ...]
+    ops: tuple[Op, ...]
+
+    @property
+    def out(self) -> DType:
+        return self.ops[-1].to
+
+
+class Wide(NamedTuple):
+    """A first convolution with more input channels than the other models have: the program runs on the first
+    `narrow` of `channels`, the rest is the primary's. `outer` rows of `inner` elements per channel."""
+
+    outer: int
+    channels: int
+    narrow: int
+    inner: int
+
+
+class TensorWork(NamedTuple):
+    """One tensor of an output: its key and how to make it. `reads` are (source, byte offset) per program input; for
+    COPY the one to copy. `wide` has the primary as one more read at the end."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    key: str
+    program: int
+    reads: tuple[tuple[int, int], ...]
+    wide: Wide | None = None
+    wide_inputs: tuple[bool, ...] = ()
+    wide_dtype: DType | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return TensorSpec(self.name, self.dtype, self.shape, 0).nbytes
+
+
+def rounded_share(share: Fraction, bits: int) -> Fraction:
+    """The nearest number with so many significant bits, ties to even, as a fraction (exact in that dtype)."""
+    if share == 0:
+        return share
+    n, d = abs(share.numerator), share.denominator
+    shift = bits - (n.bit_length() - d.bit_length())
+    scaled = Fraction(n << shift, d) if shift >= 0 else Fraction(n, d << -shift)
+    if scaled >= 1 << bits:
+        shift -= 1
+        scaled /= 2
+    value = Fraction(round(scaled))  # Python rounds halves to even
+    value = value / (1 << shift) if shift >= 0 else value * (1 << -shift)
+    return value if share > 0 else -value
+
+
+def make_op(terms: list[tuple[int, int]], divisor: int, compute: DType, to: DType) -> Op:
+    """Terms are (integer, operand). Integers stay where all of them are exact in the compute dtype."""
+    limit = 1 << compute.bits
+    if divisor <= limit and all(abs(n) <= limit for n, _ in terms):
+        return Op(tuple((Fraction(n), operand) for n, operand in terms), divisor, compute, to)
+    rounded = tuple((rounded_share(Fraction(n, divisor), compute.bits), operand) for n, operand in terms)
+    return Op(rounded, 1, compute, to)

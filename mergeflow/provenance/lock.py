@@ -1,0 +1,106 @@
+"""The lock of a recipe: which files its sources are, and what its outputs must be. `mix.yaml` has `mix.lock`.
+
+A small sorted YAML file without local paths and times, so that it can be committed and reviewed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mergeflow.digest import NUMERICS
+from mergeflow.errors import IntegrityError, MissingInput, NotReproducible
+from mergeflow.formats.files import write_text_file
+
+_HEAD = "# The lock of a mergeflow recipe: digests of its sources and of what it makes. Written by `mergeflow lock`.\n"
+
+
+class LockedSource(BaseModel):
+    """`digest` is of the tensors, whatever the container; `sha256` of the file, for people who download it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    digest: str
+    sha256: str
+    size: int
+    tensors: int
+
+
+class LockedOutput(BaseModel):
+    """`key` says what is to be computed, `digest` what came of it (None before the first build)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    key: str
+    digest: str | None = None
+
+
+class Lock(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    lock: int = 1
+    numerics: int = NUMERICS
+    sources: dict[str, LockedSource] = {}
+    outputs: dict[str, LockedOutput] = {}
+
+
+def lock_path(recipe: Path) -> Path:
+    return recipe.with_suffix(".lock")
+
+
+def dump(lock: Lock) -> str:
+    document = lock.model_dump(exclude_none=True)
+    return _HEAD + yaml.safe_dump(document, sort_keys=True, allow_unicode=True, width=120)
+
+
+def write(lock: Lock, path: Path) -> None:
+    write_text_file(path, dump(lock))
+
+
+def read(path: Path) -> Lock:
+    """Raises MissingInput when there is none, IntegrityError when it is not a lock of this version."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingInput(f"{path}: there is no lock", hint="`mergeflow lock` writes it") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise IntegrityError(f"{path}: cannot be read as a lock: {error}") from error
+    try:
+        lock = Lock.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise IntegrityError(f"{path}: not a lock of this version: {where}: {first['msg']}") from None
+    if lock.lock != 1:
+        raise IntegrityError(f"{path}: a lock of version {lock.lock}, this mergeflow reads version 1")
+    return lock
+
+
+def drift(lock: Lock, sources: Mapping[str, str], keys: Mapping[str, str]) -> list[str]:
+    """What no longer is as locked, a line each. `sources`: name → model digest; `keys`: output → file key."""
+    lines = []
+    if lock.numerics != NUMERICS:
+        lines.append(f"the lock is of numerics version {lock.numerics}, this mergeflow has {NUMERICS}")
+    for name, digest in sorted(sources.items()):
+        locked = lock.sources.get(name)
+        if locked is None:
+            lines.append(f"source {name} is not in the lock")
+        elif locked.digest != digest:
+            lines.append(f"source {name} is {digest[:15]}…, the lock says {locked.digest[:15]}…")
+    for path, key in sorted(keys.items()):
+        output = lock.outputs.get(path)
+        if output is None:
+            lines.append(f"output {path} is not in the lock")
+        elif output.key != key and not lines:
+            lines.append(f"output {path} would be something else: its recipe has changed since it was locked")
+    return lines
+
+
+def check_result(lock: Lock, path: str, digest: str) -> None:
+    """Raises NotReproducible when an output is not what the lock says it must be."""
+    locked = lock.outputs.get(path)
+    if locked is not None and locked.digest is not None and locked.digest != digest:
+        raise NotReproducible(
+            f"{path}: the result is {digest[:15]}…, the lock says {locked.digest[:15]}…",
+            hint="the same inputs gave other bytes: please report this with both machines' details",
+        )

@@ -1,0 +1,112 @@
+"""What this version refuses by name, each with its own sentence: parts of the language that later versions bring, and
+words that people carry over from elsewhere."""
+
+from __future__ import annotations
+
+_NOT_YET = "is not in this version of mergeflow"
+
+Refusals = dict[str, tuple[str, str]]  # key: what is said, the hint
+
+_COMPONENTS = ("vae", "unet", "text_encoder", "clip_l", "clip_g", "t5")
+_MACHINE = dict.fromkeys(
+    ("device", "memory", "jobs", "threads"),
+    ("{key} is the machine's business, not the recipe's", "give it on the command line: --{key}"),
+)
+_SWEEP = (f"sweep: {_NOT_YET}", "give one number, and build again with --set {name}=…")
+_FILES = "an output is one .safetensors file"
+
+RECIPE: Refusals = {
+    "sweep": _SWEEP,
+    "functions": (f"functions: {_NOT_YET}", "write the expression out in a step"),
+    "presets": (f"presets: {_NOT_YET}", "write the numbers as a profile under params:"),
+    "source": ("the section is called sources", ""),
+    "models": ("the section is called sources", ""),
+    "param": ("the section is called params", ""),
+    "asserts": ("the section is called assert", ""),
+    "output": ("the section is called outputs", ""),
+    "version": ("the version of the language is given as mergeflow: 1", ""),
+}
+
+SOURCE: Refusals = {
+    "url": (f"downloading (url:) {_NOT_YET}", "download the file and give its path:"),
+    "hf": (f"downloading from Hugging Face (hf:) {_NOT_YET}", "download the file and give its path:"),
+    "civitai": (f"downloading from Civitai (civitai:) {_NOT_YET}", "download the file and give its path:"),
+    "ema": (f"choosing averaged weights (ema:) {_NOT_YET}", "the model's ordinary weights are used"),
+    "preset": (f"preset: {_NOT_YET}", ""),
+    "dtype": ("a source has the dtype its file has", "dtype: belongs to an output"),
+    "weight": ("a weight belongs into an expression", "for example linear([a @ 0.7, b @ 0.3])"),
+}
+
+PARAM: Refusals = {
+    "sweep": _SWEEP,
+    "preset": (f"preset: {_NOT_YET}", "write the numbers as a profile, for example IN00-IN05: 0.3"),
+    "mbw": (f"mbw: {_NOT_YET}", "write the numbers by block, for example IN00: 1, IN01: 0.9"),
+    "lbw": (f"lbw: {_NOT_YET}", "write the numbers by block, for example IN00: 1, IN01: 0.9"),
+    "gradient": (f"gradient: {_NOT_YET}", "write the numbers by layer, for example layers.0-7: 1"),
+    "blocks": (f"blocks: {_NOT_YET}", "the blocks are those of the architecture"),
+    "value": ("a param is a number itself", "write {name}: 0.3"),
+    "min": (f"a range (min:, max:) {_NOT_YET}", "write {name}: 0.3"),
+    "max": (f"a range (min:, max:) {_NOT_YET}", "write {name}: 0.3"),
+    "note": (f"a note on a param {_NOT_YET}", "write a comment: # …"),
+}
+
+STEP: Refusals = {
+    "keep": (f"keep: {_NOT_YET}", "make it an output to keep it as a file"),
+    "dtype": ("a step has no dtype", "round: rounds here, dtype: belongs to an output"),
+    "fix": (f"fix: {_NOT_YET}", ""),
+    "only": (f"only: {_NOT_YET}", ""),
+    "drop": (f"drop: {_NOT_YET}", ""),
+    "mark": (f"mark: {_NOT_YET}", ""),
+    "files": (f"files: {_NOT_YET}", ""),
+    "ema": SOURCE["ema"],
+    "from": ("a step's expression is expr:", "from: belongs to an output"),
+    **dict.fromkeys(
+        _COMPONENTS, ("{key} is not an option of a step", "replace: {{ {key}: a_model }} takes a component")
+    ),
+}
+
+OUTPUT: Refusals = {
+    "fix": (f"fix: {_NOT_YET}", ""),
+    "only": (f"only: {_NOT_YET}", ""),
+    "drop": (f"drop: {_NOT_YET}", ""),
+    "mark": (f"mark: {_NOT_YET}", ""),
+    "keep": (f"keep: {_NOT_YET}", "an output is kept anyway"),
+    "files": (f"files: {_NOT_YET}", "copy side files next to the output"),
+    "shard_size": (f"shard_size: {_NOT_YET}", _FILES),
+    "sha256": (f"an expected sha256 of an output {_NOT_YET}", "the lock file records the outputs' digests"),
+    "ema": SOURCE["ema"],
+    "round": ("an output is not rounded apart from its dtype", "write dtype:, or round: in a step"),
+    "expr": ("an output's expression is from:", ""),
+    "method": (
+        "an output takes an expression, not a method",
+        "make the call in a step, or write it as from: method(a, b)",
+    ),
+    **dict.fromkeys(
+        _COMPONENTS, ("{key} is not an option of an output", "replace: {{ {key}: a_model }} takes a component")
+    ),
+}
+
+OPTIONS: Refusals = {
+    "seed": (f"seed: {_NOT_YET}", "no method of this version draws random numbers"),
+    "policy": (f"policy: {_NOT_YET}", ""),
+    **_MACHINE,
+}
+
+KINDS = ("lora", "vae", "lycoris", "embedding", "text_encoder", "unet", "controlnet", "upscaler", "checkpoint")
+SCHEMES = {
+    "hf": "downloading from Hugging Face (hf:)",
+    "civitai": "downloading from Civitai (civitai:)",
+    "http": "downloading",
+    "https": "downloading",
+    "url": "downloading",
+    "ftp": "downloading",
+    "s3": "reading from an object store (s3:)",
+    "gs": "reading from an object store (gs:)",
+    "az": "reading from an object store (az:)",
+    "sha256": "looking a model up by its hash alone",
+    "hash": "looking a model up by its hash alone",
+}
+
+
+def not_yet(what: str) -> str:
+    return f"{what} {_NOT_YET}"

@@ -1,0 +1,166 @@
+"""What a recipe is once read: frozen values, checked, with the place of everything a later error could be about."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, field_validator
+
+from mergeflow.errors import Place
+from mergeflow.recipe.expression import Comparison, Expression
+from mergeflow.tensors import DType
+
+Kind = Literal["model", "delta"]
+Embed = Literal["sidecar", "recipe", "none"]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class Source(_Value):
+    """A named input: one file, one step of another recipe, or (`many`) a list of those."""
+
+    path: str | None = Field(default=None, description="The model file, relative to the folder of the recipe.")
+    sha256: str | None = Field(default=None, description="The sha256 the file must have: 64 hexadecimal digits.")
+    hash: str | None = Field(
+        default=None, description="A published hash of the file: 8, 10, 12 or 64 hexadecimal digits."
+    )
+    size: int | None = Field(default=None, description="The size the file must have, in bytes.")
+    kind: Kind | None = Field(
+        default=None, description="What the file holds: a whole model, or a difference of models."
+    )
+    arch: str | None = Field(
+        default=None, description="The architecture, where it is not to be recognised from tensor names."
+    )
+    recipe: str | None = Field(default=None, description="Another recipe, relative to this one's folder.")
+    step: str | None = Field(default=None, description="The step of that recipe to use.")
+    set: dict[str, str] = Field(default={}, description="Params of that recipe to set.")
+    note: str | None = Field(default=None, description="Anything worth remembering.")
+    license: str | None = Field(default=None, description="The licence of the file.")
+    many: tuple[Source, ...] = ()
+    folder: Path = Path()
+    place: InstanceOf[Place] = Place()
+
+    @field_validator("sha256")
+    @classmethod
+    def _sha256(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", value):
+            raise ValueError(f"a sha256 is 64 hexadecimal digits, this has {len(value)} characters")
+        return value.lower() if value is not None else None
+
+    @field_validator("hash")
+    @classmethod
+    def _hash(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(
+            r"(?:[0-9a-fA-F]{8}|[0-9a-fA-F]{10}|[0-9a-fA-F]{12}|[0-9a-fA-F]{64})", value
+        ):
+            raise ValueError(f"a hash is 8, 10, 12 or 64 hexadecimal digits, this has {len(value)} characters")
+        return value
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _size(cls, value: str | int | None) -> int | None:
+        if isinstance(value, str) and not re.fullmatch(r"[0-9]{1,18}", value):
+            raise ValueError("a size is a whole number of bytes")
+        return int(value) if value is not None else None
+
+
+class ProfileEntry(_Value):
+    """One line of a profile: what it selects, and the number there."""
+
+    selector: str
+    value: InstanceOf[Expression]
+    place: InstanceOf[Place]
+
+
+class Param(_Value):
+    """A named number (`value`), or a number per block or tensor name (`profile` and its `default`)."""
+
+    value: InstanceOf[Expression] | None = None
+    profile: tuple[ProfileEntry, ...] = ()
+    default: InstanceOf[Expression] | None = None
+    place: InstanceOf[Place] = Place()
+
+    @property
+    def is_profile(self) -> bool:
+        return self.value is None
+
+
+class Step(_Value):
+    """A named expression (`expr`) or a call in its long form (`method` and `arguments`)."""
+
+    expr: InstanceOf[Expression] | None = Field(default=None, description="The expression of this step.")
+    method: str | None = Field(default=None, description="The method to call; the other keys are its arguments.")
+    arguments: dict[str, InstanceOf[Expression]] = {}
+    round: DType | None = Field(default=None, description="Round the result to this dtype here.")
+    like: str | None = Field(
+        default=None, description="The model whose tensor names, integers and dtypes the result takes."
+    )
+    replace: dict[str, InstanceOf[Expression]] = Field(
+        default={}, description="Components to take from another model instead."
+    )
+    note: str | None = Field(default=None, description="Anything worth remembering.")
+    place: InstanceOf[Place] = Place()
+
+
+class Output(_Value):
+    """A file that the recipe makes. The options under defaults: are already in it."""
+
+    expr: InstanceOf[Expression] = Field(description="The expression whose result is written.")
+    dtype: DType | None = Field(default=None, description="The dtype of the file's floating point tensors.")
+    metadata: dict[str, str] = Field(default={}, description="Entries for the file's own metadata.")
+    like: str | None = Field(
+        default=None, description="The model whose tensor names, integers and dtypes the result takes."
+    )
+    replace: dict[str, InstanceOf[Expression]] = Field(
+        default={}, description="Components to take from another model instead."
+    )
+    embed: Embed = Field(
+        default="sidecar", description="Where the recipe's text goes: beside the file, inside it, nowhere."
+    )
+    note: str | None = Field(default=None, description="Anything worth remembering.")
+    place: InstanceOf[Place] = Place()
+
+
+class Options(_Value):
+    """What applies to the whole recipe and can change bytes or refuse them."""
+
+    compute: Literal["auto"] | DType = Field(default="auto", description="The dtype sums are taken in.")
+    missing: Literal["keep", "error"] = Field(default="keep", description="What to do when a model lacks a tensor.")
+    nonfinite: Literal["warn", "error", "allow"] = Field(
+        default="warn", description="What to do about infinities and NaNs."
+    )
+
+    @field_validator("compute")
+    @classmethod
+    def _compute(cls, value: Literal["auto"] | DType) -> Literal["auto"] | DType:
+        if value not in ("auto", DType.F32, DType.F64):
+            raise ValueError("compute is auto, float32 or float64")
+        return value
+
+
+class Recipe(_Value):
+    """A recipe file, with what it includes and what the command line overrode."""
+
+    mergeflow: Literal[1] = Field(default=1, description="The version of the recipe language.")
+    name: str | None = Field(default=None, description="A name for the recipe.")
+    description: str | None = Field(default=None, description="What it makes.")
+    license: str | None = Field(default=None, description="The licence of the result.")
+    note: str | None = Field(default=None, description="Anything worth remembering.")
+    arch: str | None = Field(default=None, description="The architecture of all sources.")
+    include: tuple[str, ...] = Field(default=(), description="Recipes whose sources and params are used here too.")
+    sources: dict[str, Source] = Field(default={}, description="The named inputs.")
+    params: dict[str, Param] = Field(default={}, description="The named numbers.")
+    steps: dict[str, Step] = Field(default={}, description="The named expressions and method calls.")
+    asserts: tuple[InstanceOf[Comparison], ...] = Field(default=(), description="What must hold when planning.")
+    outputs: dict[str, Output] = Field(default={}, description="The files to make, by path.")
+    options: Options = Field(default_factory=Options, description="What applies to the whole recipe.")
+    extras: Mapping[str, Any] = {}
+    path: Path | None = None
+    text: str = ""
+    files: tuple[Path, ...] = ()  # this file and those it includes
+    overrides: tuple[str, ...] = ()

@@ -1,0 +1,73 @@
+"""--set and --source: what the command line changes in a recipe that was read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mergeflow.errors import RecipeError, UnknownName
+from mergeflow.recipe import nodes
+from mergeflow.recipe.expression import Expression
+from mergeflow.recipe.model import Param, ProfileEntry, Recipe
+from mergeflow.recipe.places import SourceText
+from mergeflow.recipe.sections import read_param
+from mergeflow.recipe.sources import read_source
+from mergeflow.recipe.tokens import normal_name
+
+
+def override(recipe: Recipe, params: Mapping[str, str], sources: Mapping[str, str]) -> Recipe:
+    """The recipe with `name=value` of --set and `name=path` of --source applied and recorded."""
+    if not params and not sources:
+        return recipe
+    changed = dict(recipe.params)
+    for name, text in params.items():
+        _set(changed, name, text)
+    replaced = dict(recipe.sources)
+    for name, text in sources.items():
+        node = typed("--source", name, text)
+        known = normal_name(name)
+        if known not in replaced:
+            raise UnknownName("source", name, replaced, place=node.where)
+        old = replaced[known]
+        new = read_source(known, node, Path(), node.where)
+        replaced[known] = new.model_copy(update={"kind": old.kind, "arch": old.arch})
+    record = (*recipe.overrides, *(f"{k}={v}" for k, v in [*params.items(), *sources.items()]))
+    return recipe.model_copy(update={"params": changed, "sources": replaced, "overrides": record})
+
+
+def typed(option: str, name: str, text: str) -> nodes.Scalar:
+    """A value of the command line as a node, so that errors show where in the argument they are."""
+    whole = f"{name}={text}"
+    start = len(name) + 1
+    return nodes.Scalar(SourceText(option, whole), start, len(whole), value=text)
+
+
+def _set(params: dict[str, Param], name: str, text: str) -> None:
+    node = typed("--set", name, text)
+    known = normal_name(name)
+    if known in params:
+        params[known] = read_param(known, node, node.where)
+        return
+    param, dot, selector = known.rpartition(".")
+    while dot and param not in params:  # selectors have dots too: k.layers.3
+        param, dot, rest = param.rpartition(".")
+        selector = f"{rest}.{selector}"
+    if not dot:
+        raise UnknownName("param", name, params, place=node.where)
+    if not selector:
+        raise RecipeError(f"--set {name} names no block", place=node.where, hint=f"for example --set {param}.OUT05=0.5")
+    value = read_param(known, node, node.where).value
+    assert value is not None
+    params[param] = _with_entry(params[param], selector, value, node)
+
+
+def _with_entry(param: Param, selector: str, value: Expression, node: nodes.Scalar) -> Param:
+    """The profile with one selector set; a plain number becomes the default of a profile."""
+    default = param.default if param.is_profile else param.value
+    if selector == "default":
+        return param.model_copy(update={"default": value, "value": None})
+    entry = ProfileEntry(selector=selector, value=value, place=node.where)
+    entries = [entry if e.selector == selector else e for e in param.profile]
+    if entry not in entries:
+        entries.append(entry)
+    return param.model_copy(update={"value": None, "default": default, "profile": tuple(entries)})

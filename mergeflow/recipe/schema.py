@@ -1,0 +1,206 @@
+"""The recipe format as JSON Schema (2020-12), for completion and checks in editors.
+
+Editors read YAML with numbers and dates, so texts that look like numbers are allowed wherever a number can be meant.
+The schema says what is there; what only this version refuses, and everything inside expressions, is the loader's to
+say.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from mergeflow.recipe import later
+from mergeflow.recipe.fields import FLOATS
+from mergeflow.recipe.model import Options, Output, Recipe, Source, Step
+from mergeflow.recipe.sections import EMBED
+from mergeflow.tensors import SHORT
+
+Schema = dict[str, Any]
+
+_TEXT: Schema = {"type": "string", "minLength": 1}
+_NOTE: Schema = {"type": ["string", "number"]}
+_DTYPE: Schema = {"enum": [*FLOATS, *SHORT]}
+_EXPRESSION: Schema = {"$ref": "#/$defs/expression"}
+
+
+def schema() -> Schema:
+    """The schema of a recipe file."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "urn:mergeflow:recipe:1",
+        "title": "mergeflow recipe",
+        "description": "How model checkpoints are merged: sources, params, steps and the outputs made of them.",
+        "type": "object",
+        "required": ["mergeflow"],
+        "properties": _top(),
+        "patternProperties": {"^x-": {"description": "The author's own keys; kept, and never read."}},
+        "additionalProperties": False,
+        "$defs": {
+            "expression": {
+                "description": "Numbers, names and calls with + - * / and brackets: a + (b - c) * 0.3",
+                "type": ["string", "number"],
+                "minLength": 1,
+            },
+            "argument": _argument(),
+            "replace": {"type": "object", "additionalProperties": _EXPRESSION},
+            "source": _source(),
+            "param": _param(),
+            "step": _step(),
+            "output": _output(),
+            "defaults": _defaults(),
+            "options": _options(),
+        },
+    }
+
+
+def _top() -> Schema:
+    def named(kind: str) -> Schema:
+        return {"type": ["object", "null"], "additionalProperties": {"$ref": f"#/$defs/{kind}"}}
+
+    text_list = {"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]}
+    properties = {
+        "mergeflow": {"const": 1},
+        "name": _NOTE,
+        "description": _NOTE,
+        "license": _NOTE,
+        "note": _NOTE,
+        "arch": _TEXT,
+        "include": text_list,
+        "sources": named("source"),
+        "params": named("param"),
+        "steps": named("step"),
+        "outputs": {
+            "type": ["object", "null"],
+            "propertyNames": {"pattern": r"^[^{}]+\.[sS][aA][fF][eE][tT][eE][nN][sS][oO][rR][sS]$"},
+            "additionalProperties": {"$ref": "#/$defs/output"},
+        },
+        "options": {"$ref": "#/$defs/options"},
+    }
+    described = _described(Recipe, properties)
+    described["assert"] = {**text_list, "description": "Comparisons that must hold when planning: final == a + b - c"}
+    described["defaults"] = {"$ref": "#/$defs/defaults", "description": "Options for all outputs."}
+    return described
+
+
+def _source() -> Schema:
+    hexadecimal = {"type": ["string", "integer"]}
+    properties = {
+        "path": _path(),
+        "sha256": {**hexadecimal, "pattern": "^[0-9a-fA-F]{64}$"},
+        "hash": {**hexadecimal, "pattern": "^([0-9a-fA-F]{8}|[0-9a-fA-F]{10}|[0-9a-fA-F]{12}|[0-9a-fA-F]{64})$"},
+        "size": {"type": ["integer", "string"], "minimum": 0, "pattern": "^[0-9]+$"},
+        "kind": {"enum": ["model", "delta"]},
+        "arch": _TEXT,
+        "recipe": _path(),
+        "step": _TEXT,
+        "set": {"type": "object", "additionalProperties": _EXPRESSION},
+        "note": _NOTE,
+        "license": _NOTE,
+    }
+    long = _object(_described(Source, properties))
+    long["oneOf"] = [{"required": ["path"]}, {"required": ["recipe"]}]
+    return {"anyOf": [_path(), long, {"type": "array", "minItems": 1, "items": {"anyOf": [_path(), long]}}]}
+
+
+def _path() -> Schema:
+    schemes = "|".join(later.SCHEMES)
+    return {**_TEXT, "pattern": f"^(?!({schemes}):)"}
+
+
+def _param() -> Schema:
+    later_keys = {"not": {"enum": list(later.PARAM)}}
+    profile = {
+        "description": "A number per block or tensor name; default: is for the rest.",
+        "type": "object",
+        "minProperties": 1,
+        "propertyNames": later_keys,
+        "additionalProperties": _EXPRESSION,
+    }
+    return {"anyOf": [_EXPRESSION, profile]}
+
+
+def _step() -> Schema:
+    properties = _described(
+        Step,
+        {
+            "expr": _EXPRESSION,
+            "method": _TEXT,
+            "round": _DTYPE,
+            "like": _TEXT,
+            "replace": {"$ref": "#/$defs/replace"},
+            "note": _NOTE,
+        },
+    )
+    by_expr = {k: v for k, v in properties.items() if k != "method"}
+    by_method = {k: v for k, v in properties.items() if k != "expr"}
+    by_method["models"] = _models()
+    return {
+        "anyOf": [
+            _EXPRESSION,
+            _object(by_expr, required=("expr",)),
+            {
+                "type": "object",
+                "properties": {**by_method, "expr": False, "keep": False},
+                "required": ["method"],
+                "additionalProperties": {"$ref": "#/$defs/argument"},
+            },
+        ]
+    }
+
+
+def _argument() -> Schema:
+    return {
+        "description": "A number, a name, an expression, or a list of them; x @ 0.5 gives x a weight.",
+        "anyOf": [_EXPRESSION, {"type": "array", "items": {"$ref": "#/$defs/argument"}}, {"type": "boolean"}],
+    }
+
+
+def _models() -> Schema:
+    weight = {"anyOf": [_EXPRESSION, _object({"weight": _EXPRESSION}, required=("weight",))]}
+    by_name = {"type": "object", "additionalProperties": weight}
+    return {"description": "The models, with weights.", "anyOf": [{"$ref": "#/$defs/argument"}, by_name]}
+
+
+def _shared() -> Schema:
+    return {
+        "dtype": _DTYPE,
+        "metadata": {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}},
+        "replace": {"$ref": "#/$defs/replace"},
+        "embed": {"enum": list(EMBED)},
+    }
+
+
+def _output() -> Schema:
+    properties = _described(Output, {**_shared(), "like": _TEXT, "note": _NOTE})
+    properties["from"] = {**_EXPRESSION, "description": "The expression whose result is written."}
+    return {"anyOf": [_EXPRESSION, _object(properties, required=("from",))]}
+
+
+def _defaults() -> Schema:
+    return _object(_described(Output, _shared()))
+
+
+def _options() -> Schema:
+    floats = [label for label in (*FLOATS, *SHORT) if SHORT.get(label, label) in ("float32", "float64")]
+    properties = {
+        "compute": {"enum": ["auto", *floats]},
+        "missing": {"enum": ["keep", "error"]},
+        "nonfinite": {"enum": ["warn", "error", "allow"]},
+    }
+    return _object(_described(Options, properties))
+
+
+def _object(properties: Schema, required: tuple[str, ...] = ()) -> Schema:
+    found: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    if required:
+        found["required"] = list(required)
+    return found
+
+
+def _described(model: type[BaseModel], properties: Schema) -> Schema:
+    """The properties with the descriptions that the model's fields have."""
+    return {
+        key: {**value, "description": model.model_fields[key].description or ""} for key, value in properties.items()
+    }

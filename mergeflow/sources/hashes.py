@@ -1,0 +1,108 @@
+"""The hashes that people quote for a file: sha256, A1111's 10 and old 8 digits, AutoV3; and checking a claim.
+
+- sha256: of the whole file; A1111 shows its first 10 digits.
+- 8 digits: sha256 of 64 KiB from offset 1 MiB, first 8 digits (of nothing at all when the file is shorter).
+- AutoV3: sha256 of a safetensors file after its header; 12 digits are shown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergeflow.errors import IntegrityError, RecipeError
+from mergeflow.events import PhaseEnded, PhaseStarted, Progressed, Reporter
+from mergeflow.formats.files import ReadFile
+from mergeflow.sources.memo import Memo, quiet_since
+
+_STEP = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class FileHashes:
+    sha256: str
+    a1111: str
+    a1111_old: str
+    autov3: str
+
+
+def sha256(path: Path, memo: Memo, report: Reporter) -> str:
+    """Of the whole file; remembered."""
+    with ReadFile(path) as file:
+        found = memo.find_sha256(file.opened)
+        if found is not None:
+            return found
+        settled = quiet_since(file.opened, path)
+        result = _sha256(file, 0, file.size, report)
+        file.check_unchanged()
+        if settled:
+            memo.remember_sha256(file.opened, result)
+        return result
+
+
+def file_hashes(path: Path, memo: Memo, report: Reporter) -> FileHashes:
+    whole = sha256(path, memo, report)
+    with ReadFile(path) as file:
+        return FileHashes(whole, whole[:10], old_hash(file), autov3(file, report))
+
+
+def old_hash(file: ReadFile) -> str:
+    length = max(0, min(0x10000, file.size - 0x100000))
+    return hashlib.sha256(file.read(length, 0x100000) if length else b"").hexdigest()[:8]
+
+
+def autov3(file: ReadFile, report: Reporter) -> str:
+    (length,) = struct.unpack("<Q", file.read(8, 0))
+    return _sha256(file, 8 + length, file.size, report)
+
+
+def check_claims(
+    path: Path, memo: Memo, report: Reporter, *, sha256_claim: str | None, short: str | None, size: int | None = None
+) -> None:
+    """Compare a file with what the recipe says of it.
+
+    Raises:
+        IntegrityError: it is another file; the message gives both hashes.
+    """
+    if size is not None and path.stat().st_size != size:
+        raise IntegrityError(f"{path}: is {path.stat().st_size:,} bytes long, the recipe asks for {size:,}")
+    if sha256_claim is not None:
+        _compare(path, sha256(path, memo, report), sha256_claim)
+    if short is None:
+        return
+    if len(short) == 8:
+        with ReadFile(path) as file:
+            _compare(path, old_hash(file), short)
+    elif len(short) == 12:
+        with ReadFile(path) as file:
+            _compare(path, autov3(file, report)[:12], short)
+    elif len(short) in (10, 64):
+        _compare(path, sha256(path, memo, report)[: len(short)], short)
+    else:
+        raise RecipeError(f"{short} is no hash of 8, 10, 12 or 64 digits")
+
+
+def _compare(path: Path, found: str, claimed: str) -> None:
+    if found != claimed.lower():
+        raise IntegrityError(
+            f"{path}: is {found[:12]}…, the recipe asks for {claimed[:12].lower()}…"
+            if len(found) > 12
+            else f"{path}: is {found}, the recipe asks for {claimed.lower()}",
+            hint="point the source at the right file, with --source NAME=PATH or in the recipe",
+        )
+
+
+def _sha256(file: ReadFile, start: int, stop: int, report: Reporter) -> str:
+    report(PhaseStarted("hashing", file.path.name, stop - start))
+    hasher, buffer = hashlib.sha256(), bytearray(_STEP)
+    view = memoryview(buffer)
+    while start < stop:
+        n = min(_STEP, stop - start)
+        file.read_into(view[:n], start)
+        hasher.update(view[:n])
+        start += n
+        report(Progressed(n))
+    report(PhaseEnded("hashing", file.path.name))
+    return hasher.hexdigest()

@@ -1,0 +1,6 @@
+"""Makes `bench`, which is not installed, importable from the root of the checkout."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
