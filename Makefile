@@ -42,7 +42,7 @@ test-all: $(STAMP) ## the slow rest as well
 	$(BIN)/pytest -m "not gpu" -n 2
 
 bench: $(STAMP) ## side by side with other tools on full-size files; writes docs/benchmarks.md
-	$(BIN)/python bench/run.py --write-docs
+	$(BIN)/python -m bench.run --write-docs
 
 docs: $(STAMP) ## rewrite what is generated: docs/cli.md and the JSON Schema
 	$(BIN)/python -m docs.generate

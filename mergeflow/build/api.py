@@ -19,7 +19,7 @@ PathLike = str | os.PathLike[str]
 def load(
     path: PathLike,
     *,
-    set: Mapping[str, object] | None = None,  # noqa: A002  # the word of the recipe language and of the command line
+    set: Mapping[str, object] | None = None,  # the word of the language and the command
     sources: Mapping[str, PathLike] | None = None,
     settings: Settings | None = None,
     report: Reporter = silent,

@@ -38,9 +38,7 @@ def _cores() -> int:
 
 def _available() -> int:
     """Free memory as the system counts it, and no more than what the control group has left."""
-    import psutil
-
-    available = int(psutil.virtual_memory().available)
+    available = _free()
     limit, used = _read(_GROUP / "memory.max"), _read(_GROUP / "memory.current")
     if limit.isdigit() and used.isdigit():
         cached = sum(
@@ -48,6 +46,15 @@ def _available() -> int:
         )
         available = min(available, int(limit) - int(used) + cached)
     return available
+
+
+def _free() -> int:
+    """From /proc where there is one: importing psutil takes longer than a whole plan."""
+    if match := re.search(r"^MemAvailable:\s+(\d+) kB", _read(Path("/proc/meminfo")), re.M):
+        return int(match[1]) * 1024
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def _read(path: Path) -> str:

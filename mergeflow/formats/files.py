@@ -94,12 +94,12 @@ class ReadFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.is_dir():  # which Linux would open
+            raise MissingInput(f"{path}: is a folder, not a file")
         try:
             fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
         except FileNotFoundError:
             raise MissingInput(f"{path}: there is no such file") from None
-        except IsADirectoryError:
-            raise MissingInput(f"{path}: is a folder, not a file") from None
         except OSError as error:
             raise explain_os_error(error, "opening it", path) from error
         self._io = _Positioned(fd, path, "rb")

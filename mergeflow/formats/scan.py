@@ -6,17 +6,17 @@ maxima per block give minimum, maximum and whether anything is not finite, at a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mergeflow.digest import CHUNK, DIGEST_SIZE, chunk_count, hash_bytes, model_digest, tensor_digest
+from mergeflow.formats.blocks import Block
 from mergeflow.tensors import DType, TensorSpec
 
-BLOCK = 2 * CHUNK  # what is read and hashed at a time: it should stay in the cache in between
 SAMPLE = 16  # evenly spaced values kept of each tensor: enough to tell related models from strangers
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
@@ -32,17 +32,6 @@ _VIEWS: dict[DType, tuple[Any, Any, int]] = {
 }
 
 
-class Block(NamedTuple):
-    """A stretch of a file in one dtype. `bounds` are the byte offsets in the block where its chunks begin, and its
-    end; `first_chunk` numbers the first of them among all chunks of the file."""
-
-    offset: int
-    nbytes: int
-    dtype: DType
-    first_chunk: int
-    bounds: tuple[int, ...]
-
-
 @dataclass(frozen=True, slots=True)
 class Content:
     """What a file holds, tensor by tensor in file order: digests, count of non-finite values, least and greatest
@@ -54,24 +43,6 @@ class Content:
     low: npt.NDArray[np.float64]
     high: npt.NDArray[np.float64]
     samples: npt.NDArray[np.float32] | None
-
-
-def blocks(tensors: Sequence[TensorSpec], limit: int = BLOCK) -> Iterator[Block]:
-    """Cut a file's tensors, given in file order, into blocks of at most `limit` bytes along chunk boundaries."""
-    offset, dtype, bounds, first, chunk = 0, DType.U8, [0], 0, 0
-    for t in tensors:
-        nbytes = t.nbytes
-        for begin in range(0, nbytes, CHUNK):
-            size = min(CHUNK, nbytes - begin)
-            if bounds[-1] and (t.dtype is not dtype or bounds[-1] + size > limit or len(bounds) > 4096):
-                yield Block(offset, bounds[-1], dtype, first, tuple(bounds))
-                bounds = [0]
-            if not bounds[-1]:
-                offset, dtype, first = t.start + begin, t.dtype, chunk
-            bounds.append(bounds[-1] + size)
-            chunk += 1
-    if bounds[-1]:
-        yield Block(offset, bounds[-1], dtype, first, tuple(bounds))
 
 
 class Scan:
@@ -175,24 +146,25 @@ def _ranges(data: Bytes, block: Block) -> tuple[Ints, Ints, Ints]:
     signed_type, unsigned_type, limit = _VIEWS[block.dtype]
     signed, unsigned = data.view(signed_type), data.view(unsigned_type)
     starts = np.array(block.bounds[:-1], np.int64) // block.dtype.size
-    bits = 8 * block.dtype.size
-    top = 1 << (bits - 1)
-    high = np.maximum.reduceat(signed, starts).astype(np.int64) if len(starts) > 1 else _one(signed.max())
-    most = np.maximum.reduceat(unsigned, starts) if len(starts) > 1 else np.array([unsigned.max()])
+    top = 1 << (8 * block.dtype.size - 1)
+    magnitude = unsigned_type(top - 1)
+    most_signed = np.maximum.reduceat(signed, starts).astype(np.int64)  # the greatest, if any has no sign bit
+    most = np.maximum.reduceat(unsigned, starts)  # the least, if any has one
+    high, low = most_signed, -(most & magnitude).astype(np.int64)
+    if (most_signed < 0).any():  # no value without a sign bit: the greatest has the smallest magnitude
+        least = -(np.minimum.reduceat(unsigned, starts) & magnitude).astype(np.int64)
+        high = np.where(most_signed < 0, least, high)
+    if (most < top).any():  # no value with a sign bit
+        low = np.where(most < top, np.minimum.reduceat(signed, starts).astype(np.int64), low)
     bad = np.zeros(len(starts), np.int64)
-    low = np.where(most >= top, -(most & unsigned_type(top - 1)).astype(np.int64), 0)
-    for i in np.flatnonzero((most < top) | (high < 0) | (high >= limit) | (low <= -limit)):
+    for i in np.flatnonzero((high >= limit) | (low <= -limit)):
         piece = slice(block.bounds[i] // block.dtype.size, block.bounds[i + 1] // block.dtype.size)
         low[i], high[i], bad[i] = _exact_range(signed[piece], unsigned[piece], limit, top)
     return low, high, bad
 
 
-def _one(value: Any) -> Ints:
-    return np.array([value], np.int64)
-
-
 def _exact_range(signed: npt.NDArray[Any], unsigned: npt.NDArray[Any], limit: int, top: int) -> tuple[int, int, int]:
-    """The same for one chunk that needs care: values of one sign only, or some that are not finite."""
+    """The same for one chunk that holds values which are not finite."""
     magnitude = unsigned & unsigned.dtype.type(top - 1)
     finite = magnitude < unsigned.dtype.type(limit)
     ordered = np.where(signed < 0, -magnitude.astype(np.int64), magnitude.astype(np.int64))[finite]

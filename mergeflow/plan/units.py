@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from mergeflow.digest import CHUNK
-from mergeflow.formats.scan import Block
+from mergeflow.formats.blocks import Block
 from mergeflow.plan.program import COPY, Program, TensorWork, Wide
 from mergeflow.tensors import DType, TensorSpec
 

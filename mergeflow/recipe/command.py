@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from mergeflow.errors import RecipeError
 from mergeflow.recipe import nodes
 from mergeflow.recipe.expression import parse
 from mergeflow.recipe.fields import line_of_text, name_of, path_text
@@ -16,6 +15,7 @@ from mergeflow.recipe.places import SourceText
 from mergeflow.recipe.tokens import is_number
 
 FILE = "command line"
+MAX_PATH = 1000  # YAML keys have at most 1024
 _PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./ +*()-]*(?<! )")
 _RANGE = re.compile(r"-?[0-9.]+(?::-?[0-9.]+){1,2}")
 
@@ -42,8 +42,8 @@ def recipe_text(expr: str, names: Mapping[str, str], output: str, dtype: str | N
     if params:
         lines += ["params:", *params]
     path = path_text(_argument(output), "the output")
-    if len(path) > 1000:
-        raise RecipeError("the path of the output is longer than 1000 characters")
+    if len(path) > MAX_PATH:
+        raise _argument(output).error(f"the path of the output is longer than {MAX_PATH} characters")
     if dtype is None:
         lines += ["outputs:", f"  {quote(path)}: {quote_expression(expr, 4)}"]
     else:
@@ -72,4 +72,4 @@ def quote_expression(expr: str, indent: int) -> str:
 
 
 def _argument(text: str) -> nodes.Scalar:
-    return nodes.Scalar(SourceText(FILE, text), 0, len(text), value=text)
+    return nodes.Scalar(SourceText(FILE, text), 0, len(text), value=text, style="typed")

@@ -22,9 +22,10 @@ from mergeflow.recipe.yamltext import explain, refuse_unprintable
 MAX_DEPTH = 40
 MAX_ALIAS_NODES = 10_000
 MAX_SCALAR = 1_000_000
+MAX_KEY = 1024  # characters, YAML's own limit
 MAX_BYTES = 16 << 20
 
-Style = Literal["plain", "single", "double", "literal", "folded"]
+Style = Literal["plain", "single", "double", "literal", "folded", "typed"]  # typed: on the command line
 _STYLES: dict[str | None, Style] = {"'": "single", '"': "double", "|": "literal", ">": "folded"}
 _LOADER: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SPACE = " \t\n\x85\u2028\u2029"  # what YAML folds
@@ -181,6 +182,7 @@ class _Composer:
     def _scalar(self, event: yaml.ScalarEvent) -> None:
         start, end = _index(event.start_mark), _index(event.end_mark)
         scalar = Scalar(self.source, start, end, value=event.value, style=_STYLES.get(event.style, "plain"))
+        scalar.weight += len(event.value) // 1000  # a long text, repeated, costs what many nodes do
         if event.tag is not None:
             raise self._tagged(scalar, event.tag)
         if len(event.value) > MAX_SCALAR:
@@ -251,7 +253,7 @@ class _Composer:
             self.keys[-1] = self._key(node, parent)
             return
         self.keys[-1] = None
-        if parent.flow and isinstance(node, Scalar) and node.style == "plain" and node.value == "":
+        if parent.flow and isinstance(node, Scalar) and node.is_null and not self._has_colon(key):
             raise self._split(key, parent)
         parent.items[key.value] = (key, node)
 
@@ -271,6 +273,10 @@ class _Composer:
         if node.style == "plain" and node.value == "":
             raise node.error("there is no key before this colon")
         return node
+
+    def _has_colon(self, key: Scalar) -> bool:
+        """Whether a colon follows the key; in { a, b: } one does not."""
+        return self.source.text[key.end : key.end + MAX_KEY].lstrip().startswith(":")
 
     def _tagged(self, node: Node, tag: str) -> RecipeError:
         return node.error(f"YAML tags ({clip(tag)}) are not part of recipes", "a text that begins with ! is quoted")

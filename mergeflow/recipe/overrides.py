@@ -39,7 +39,7 @@ def typed(option: str, name: str, text: str) -> nodes.Scalar:
     """A value of the command line as a node, so that errors show where in the argument they are."""
     whole = f"{name}={text}"
     start = len(name) + 1
-    return nodes.Scalar(SourceText(option, whole), start, len(whole), value=text)
+    return nodes.Scalar(SourceText(option, whole), start, len(whole), value=text, style="typed")
 
 
 def _set(params: dict[str, Param], name: str, text: str) -> None:

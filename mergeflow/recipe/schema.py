@@ -15,6 +15,7 @@ from mergeflow.recipe import later
 from mergeflow.recipe.fields import FLOATS
 from mergeflow.recipe.model import Options, Output, Recipe, Source, Step
 from mergeflow.recipe.sections import EMBED
+from mergeflow.recipe.sources import OF_A_FILE, OF_A_RECIPE
 from mergeflow.tensors import SHORT
 
 Schema = dict[str, Any]
@@ -100,7 +101,10 @@ def _source() -> Schema:
         "license": _NOTE,
     }
     long = _object(_described(Source, properties))
-    long["oneOf"] = [{"required": ["path"]}, {"required": ["recipe"]}]
+    long["oneOf"] = [
+        {"required": ["path"], "properties": dict.fromkeys(("recipe", *OF_A_RECIPE), False)},
+        {"required": ["recipe"], "properties": dict.fromkeys(OF_A_FILE, False)},
+    ]
     return {"anyOf": [_path(), long, {"type": "array", "minItems": 1, "items": {"anyOf": [_path(), long]}}]}
 
 

@@ -241,7 +241,9 @@ def output_path(key: nodes.Scalar) -> str:
     stem, suffix = posixpath.splitext(posixpath.basename(path.replace("\\", "/")))
     if suffix.lower() != ".safetensors":
         found = f"a {suffix} file" if suffix else "a file without a suffix"
-        raise key.error(f"{found} cannot be written", f"outputs end in .safetensors: {clip(stem)}.safetensors")
+        raise key.error(
+            f"{found} cannot be written", f"outputs end in .safetensors: {clip(stem.strip('.') or 'mix')}.safetensors"
+        )
     return path
 
 

@@ -23,8 +23,8 @@ from mergeflow.recipe.model import Source
 from mergeflow.recipe.tokens import clip, normal_name
 
 _KEYS = ("path", "sha256", "hash", "size", "kind", "arch", "recipe", "step", "set", "note", "license")
-_OF_A_FILE = ("path", "sha256", "hash", "size")
-_OF_A_RECIPE = ("step", "set")
+OF_A_FILE = ("path", "sha256", "hash", "size")
+OF_A_RECIPE = ("step", "set")
 _STEP_OF_RECIPE = re.compile(r"(.+\.ya?ml)#(.+)", re.IGNORECASE)
 
 
@@ -90,7 +90,7 @@ def _refuse_mixtures(what: str, node: nodes.Mapping) -> None:
         if "sha256" in keys or "hash" in keys:
             raise node.error(later.not_yet("looking a model up by its hash alone"), "add path: with the model's file")
         raise node.error(f"{what} has no path", "add path: with the model's file")
-    allowed, other = ("path", _OF_A_RECIPE) if "path" in keys else ("recipe", _OF_A_FILE)
+    allowed, other = ("path", OF_A_RECIPE) if "path" in keys else ("recipe", OF_A_FILE)
     if "path" in keys and "recipe" in keys:
         raise node.key("recipe").error(f"{what} is either a path: or a recipe:, not both")
     for key in other:

@@ -223,10 +223,10 @@ def _stray(text: str, at: int, before: Tokens, anchor: Anchor) -> RecipeError:
         return _not_a_number(run, anchor, at)
     if char in "'\"":
         return RecipeError("this quote is not closed", place=anchor.place(at), hint=f"end the name with {char}")
-    if char == ":" and _inside_brackets(before):
+    if char == ":" and (bracket := _open_bracket(before)) >= 0:
         return RecipeError(
             "layer slices like [0:16] are not in this version of mergeflow",
-            place=anchor.place(at),
+            place=anchor.place(bracket),
             hint="use a profile: a param with a number per block",
         )
     return _stray_character(char, anchor, at)
@@ -239,13 +239,14 @@ def _run_start(text: str, at: int) -> int:
     return at
 
 
-def _inside_brackets(before: Tokens) -> bool:
+def _open_bracket(before: Tokens) -> int:
+    """Where the innermost [ that is still open stands, or -1."""
     depth = 0
-    for kind in reversed(before.kinds):
+    for kind, start in zip(reversed(before.kinds), reversed(before.starts), strict=True):
         depth += (kind == "[") - (kind == "]")
         if depth > 0:
-            return True
-    return False
+            return start
+    return -1
 
 
 _STRAY_HINTS = {

@@ -49,6 +49,8 @@ def explain(error: yaml.YAMLError, source: SourceText) -> RecipeError:
         tab = source.text.rfind("\t", 0, at + 1)
         at = tab if tab >= source.line_start(at) else at
         return RecipeError("this line is indented with a tab", place=source.place(at), hint="indent with spaces")
+    if problem.startswith("mapping values") and at - source.line_start(at) > 1024:
+        return RecipeError("a key has at most 1024 characters", place=source.place(at))
     for fragment, message, hint in _REPHRASED:
         if fragment in problem:
             if message.startswith(("a quote", "this line")):
@@ -86,7 +88,7 @@ _REPHRASED = (
     ),
     ("cannot start any token", "YAML lets no text begin with {char}", "quote it: '{char}…'"),
     ("unknown escape", "in double quotes \\ begins an escape, which this is not", "use / in paths, or single quotes"),
-    ("escape character", "in double quotes \\ begins an escape, which this is not", "use / in paths, or single quotes"),
+    ("escape code", "in double quotes \\ begins an escape, which this is not", "use / in paths, or single quotes"),
     ("block sequence entries", "YAML reads - here as the beginning of a list", "a text that begins with - is quoted"),
     ("alphabetic or numeric", "YAML reads * and & at the beginning of a text as its own", "quote it: '*.attn1.*'"),
     ("could not find expected ':'", "this line is no key: value", "a space follows the colon; a long text is indented"),

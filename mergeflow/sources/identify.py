@@ -71,7 +71,8 @@ def identify(path: Path, memo: Memo, report: Reporter, *, name: str = "", worker
 def _hash(file: ReadFile, header: Header, report: Reporter, workers: int) -> Known:
     import numpy as np
 
-    from mergeflow.formats.scan import BLOCK, Block, Scan, blocks
+    from mergeflow.formats.blocks import BLOCK, Block, blocks
+    from mergeflow.formats.scan import Scan
     from mergeflow.formats.workers import Queue, drain
 
     tensors = list(header.tensors.values())

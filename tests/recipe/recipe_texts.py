@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from mergeflow.errors import RecipeError
+from mergeflow.errors import MergeflowError, RecipeError
 from mergeflow.recipe import loads
 
 SMALL = """\
@@ -28,6 +30,15 @@ def answer(text: str) -> RecipeError:
     assert len(str(error)) < 700
     assert "pydantic" not in str(error)
     return error
+
+
+def attempt(read: Callable[..., object], *args: object) -> MergeflowError | None:
+    """The error that reading gives, if it gives one; anything but ours is a bug and passes through."""
+    try:
+        read(*args)
+    except MergeflowError as error:
+        return error
+    return None
 
 
 def check(text: str, place: str, message: str, hint: str = "") -> None:

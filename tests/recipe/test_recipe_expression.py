@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recipe_texts import attempt
 
 from mergeflow.recipe import Call, Expression, Instr, parse, parse_comparison, parse_value, spell
 
@@ -120,23 +122,24 @@ def test_offsets_point_at_the_tokens(tree: Tree) -> None:
                 assert char in "*/×÷"
 
 
+def answered(text: str) -> None:
+    for read in (parse, parse_value, parse_comparison):
+        error = attempt(read, text)
+        if error:
+            assert error.place is not None
+            assert len(str(error)) < 500
+
+
 @given(st.text(max_size=60))
 @settings(max_examples=500, deadline=None)
 def test_any_text_parses_or_is_answered(text: str) -> None:
-    from mergeflow.errors import RecipeError
-
-    for read in (parse, parse_value, parse_comparison):
-        try:
-            read(text)
-        except RecipeError as error:
-            assert error.place is not None
-            assert len(str(error)) < 500
+    answered(text)
 
 
 @given(st.text(alphabet="ab1.e (),+-*/@[]='\"%x:#×（\n", max_size=30))
 @settings(max_examples=1000, deadline=None)
 def test_near_expressions_parse_or_are_answered(text: str) -> None:
-    test_any_text_parses_or_is_answered.hypothesis.inner_test(text)
+    answered(text)
 
 
 def ops(expression: Expression) -> list[tuple[str, object]]:
@@ -162,7 +165,7 @@ def test_unary_minus_binds_tighter_than_times() -> None:
 def test_numbers_are_exact() -> None:
     for text, value in {
         "0.1": Fraction(1, 10), "1e-3": Fraction(1, 1000), ".5": Fraction(1, 2), "1e5": Fraction(100000),
-        "2.50E+1": Fraction(25), "1e399": Fraction(10**399), "０．３": Fraction(3, 10), "9" * 40: Fraction(int("9" * 40)),
+        "2.5E+1": Fraction(25), "1e399": Fraction(10**399), "０．３": Fraction(3, 10), "9" * 40: Fraction(10**40 - 1),
     }.items():  # fmt: skip
         assert ops(parse(text)) == [("number", value)]
         assert parse(text).is_number
@@ -183,8 +186,6 @@ def test_names() -> None:
 @given(st.text(min_size=1, max_size=12))
 @settings(deadline=None)
 def test_a_spelled_name_reads_as_itself(raw: str) -> None:
-    import unicodedata
-
     name = unicodedata.normalize("NFKC", raw)
     if name.isprintable() and name.strip() and not ("'" in name and '"' in name):
         assert ops(parse(spell(name))) == [("name", name)]
@@ -247,11 +248,7 @@ def test_comparisons_keep_their_own_texts_and_places() -> None:
     ],
 )
 def test_long_and_deep_expressions_are_read_quickly(text: str) -> None:
-    from mergeflow.errors import RecipeError
-
     begin = time.process_time()
-    try:
-        parse(text)
-    except RecipeError as error:
-        assert len(str(error)) < 600
+    error = attempt(parse, text)
+    assert error is None or len(str(error)) < 600
     assert time.process_time() - begin < 6  # a second on a quiet machine; quadratic would be minutes

@@ -18,7 +18,7 @@ CASES = {
     "a (b - c)": (3, "no operator between a and this bracket", "write a * (b - c)"),
     "0.3(b - c)": (4, "no operator between 0.3 and this bracket", "write 0.3 * (b - c)"),
     "(a)(b)": (4, "no operator between ) and this bracket", "write ) * (b)"),
-    "a[0:16]": (4, "layer slices like [0:16] are not in this version", "profile"),
+    "a[0:16]": (2, "layer slices like [0:16] are not in this version", "profile"),
     "a[3]": (2, "layer slices", "profile"),
     "(a + b": (1, "this bracket is not closed", ""),
     "f(a, [b)": (8, ") stands where ] is needed (opened at 1:6)", ""),

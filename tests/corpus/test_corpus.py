@@ -1,0 +1,258 @@
+"""Published merges: those that this version can express are planned, all others are refused with a clear sentence."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from support.tiny_models import settings, write_model, write_sources
+
+from mergeflow import Project
+from mergeflow.errors import MergeflowError
+from mergeflow.plan.planner import Plan
+from mergeflow.recipe import load
+
+HERE = Path(__file__).parent
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in (HERE / "README.md").read_text(encoding="utf-8").splitlines()
+    if re.match(r"\| \d\d \|", line)
+]
+LISTED = {column: [name for row in ROWS for name in row[column].split()] for column in (2, 3)}
+
+DIFFERENCE = {"build/anything-gape.safetensors": "1·anything + 1·gape − 1·nai"}
+ORDER = "1·a + 1·d − 1·c"
+PLANS: Mapping[str, Mapping[str, str]] = {
+    "00a": {"mix.safetensors": "1·a + 0.3·b − 0.3·c"},
+    "01a": DIFFERENCE,
+    "01c": DIFFERENCE,
+    "02a": {"build/anything-lewd-gape.safetensors": "1·anything + 1·gape − 0.3·sfw − 0.7·nai"},
+    "03a": {"build/one.safetensors": ORDER, "build/two.safetensors": ORDER},
+    "03b": {"build/one.safetensors": ORDER},
+    "05a": {"build/jnva109.safetensors": "0.5·insta + 0.5·wd13"},
+    "07a": {"build/gape-any03.safetensors": "0.7·gape + 0.3·anything + 0.075·nai − 0.075·sfw"},
+    "08a": {"build/anything-v4.5-inpainting.safetensors": "1·any + 1·inpaint − 1·sd15"},
+    "27c": {"build/schnell-dev.safetensors": "1·schnell"},  # of most tensors; see below
+    "34a": {"build/coder-7b.safetensors": "0.4·magicoder + 0.2·glaive + 0.2·openmath + 0.2·xwin"},
+    "39a": {"build/soup.safetensors": " + ".join(f"0.125·e{i}" for i in range(1, 9))},
+    "39b": {"build/soup.safetensors": " + ".join(f"0.125·runs[{i}]" for i in range(8))},
+    "40c": {"build/real-nai-te.safetensors": "1·real", "build/real-half-te.safetensors": "1·real"},
+    "46a": {"build/ad3-1-01.safetensors": "0.5·a + 0.5·b"},
+    "47b": {"build/each.safetensors": "0.8·a + 0.3·b"},
+}
+PRIMARIES = {"07a": "gape", "08a": "inpaint", "27c": "schnell", "34a": "lwm", "39b": "runs[0]"}
+
+LATER = "is not in this version of mergeflow"
+SWEEP, LORA = f"sweep: {LATER}", f"kind: lora {LATER}"
+HASH = f"looking a model up by its hash alone {LATER}"
+HUB = f"downloading from Hugging Face (hf:) {LATER}"
+REFUSED: Mapping[str, tuple[str, str, str]] = {  # line:column, what is said, what is proposed
+    "01b": ("7:44", 'Anything-V3.0 reads as "Anything" minus "V3.0"', "quote it: 'Anything-V3.0'"),
+    "04a": ("7:8", SWEEP, "--set s="),
+    "04b": ("9:3", "a key is one word or text", "quote a key that begins with {"),
+    "04c": ("7:8", SWEEP, "--set s="),
+    "06a": ("6:6", "no source, param or step is called TRUE_CUBIC_HERMITE", ""),
+    "06b": ("8:5", SWEEP, "--set k="),
+    "08b": (
+        "7:46",
+        "inpaint has 9 input channels, the first model (any) has 4: the result could not inpaint",
+        "inpaint + (any - sd15)",
+    ),
+    "09a": ("8:8", SWEEP, "--set m="),
+    "10a": ("6:26", "vae is not an option of a step", "replace: { vae: a_model }"),
+    "10b": ("3:49", f"choosing averaged weights (ema:) {LATER}", ""),
+    "11a": ("4:62", f"fix: {LATER}", ""),
+    "12a": ("4:64", LORA, ""),
+    "12b": ("5:64", LORA, ""),
+    "13a": ("11:8", "no component of a Stable Diffusion 1 model is called BASE", "selectors are"),
+    "13b": ("4:6", f"a list of numbers pasted from a card (mbw) {LATER}", ""),
+    "13c": ("4:10", HASH, "get the file and give its path"),
+    "14a": ("5:13", HASH, "get the file and give its path"),
+    "15a": ("10:8", SWEEP, "--set g="),
+    "15b": ("9:1", f"functions: {LATER}", "in a step"),
+    "16a": ("7:43", LORA, ""),
+    "17a": ("6:57", LORA, ""),
+    "18a": ("17:35", "vae is not an option of a step", "replace: { vae: a_model }"),
+    "19a": ("4:39", "a weight (@) stands in a list or an argument only", "linear([a @ 0.7, b @ 0.3])"),
+    "19b": ("20:8", f"preset: {LATER}", ""),
+    "20a": ("7:54", LORA, ""),
+    "21a": ("7:57", LORA, ""),
+    "22a": ("9:57", LORA, ""),
+    "23a": ("18:65", f"mark: {LATER}", ""),
+    "24a": ("10:49", LORA, ""),
+    "25a": ("8:9", f"blocks: {LATER}", ""),
+    "26a": ("7:41", "no method is called train_difference", "add_difference"),
+    "27a": ("6:16", "'*' and '*double_blocks.*' both say what double_blocks.0.img_attn.qkv.weight gets", ""),
+    "27b": ("4:8", HUB, "give its path"),
+    "28a": ("8:8", SWEEP, ""),
+    "29a": ("6:46", "no method is called dare", "`mergeflow methods` lists them"),
+    "30a": ("10:8", SWEEP, ""),
+    "31a": ("4:18", "YAML reads * and & at the beginning of a text as its own", "quote it"),
+    "31b": ("4:7", HUB, ""),
+    "32a": ("4:10", HUB, ""),
+    "33a": ("4:8", HUB, ""),
+    "34b": ("10:3", f"an output that is a folder {LATER}", "one .safetensors file"),
+    "35a": ("2:18", HUB, ""),
+    "35b": ("4:9", HUB, ""),
+    "36a": ("4:6", HUB, ""),
+    "37a": ("9:30", "layer slices like [0:16] are not in this version of mergeflow", ""),
+    "38a": ("17:15", f"density: for one model {LATER}", ""),
+    "40a": ("4:26", "text_encoder is not an option of a step", "replace: { text_encoder: a_model }"),
+    "40b": ("4:48", "text_encoder is not an option of an output", "replace: { text_encoder: a_model }"),
+    "41a": ("10:23", "vae is not an option of a step", "replace: { vae: a_model }"),
+    "41b": ("13:3", "vae is not an option of an output", "replace: { vae: a_model }"),
+    "42a": ("6:5", SWEEP, ""),
+    "43a": ("4:11", HASH, ""),
+    "44a": ("2:11", "there is no recipe", ""),
+    "44b": ("5:9", HASH, ""),
+    "45a": ("3:13", HASH, ""),
+    "47a": ("5:35", "add up to 1.1; a model needs 1, a difference 0", "normalize=false"),
+}
+
+
+def plan(name: str, folder: Path) -> Plan:
+    """The plan of a recipe, copied into `folder`, over tiny models at the places that it names."""
+    recipe = folder / f"{name}.yaml"
+    shutil.copy(HERE / "recipes" / recipe.name, recipe)
+    with Project(load(recipe), settings(folder)) as project:
+        write_sources(project.bound)
+        return project.plan()
+
+
+def test_the_table_lists_every_merge_and_every_file_once() -> None:
+    assert [row[0] for row in ROWS] == [f"{n:02}" for n in range(48)]
+    assert sorted(LISTED[2] + LISTED[3]) == sorted(path.stem for path in (HERE / "recipes").glob("*.yaml"))
+    assert LISTED[2] == list(PLANS)
+    assert LISTED[3] == list(REFUSED)
+    for row in ROWS:
+        assert all(name.startswith(row[0]) for name in (row[2] + " " + row[3]).split())
+        assert bool(row[3]) == bool(row[4]), f"{row[0]}: what is refused has a reason"
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_the_normal_forms_are_those_of_the_merge(name: str, tmp_path: Path) -> None:
+    planned = plan(name, tmp_path)
+    assert {o.path: o.snapshot.form for o in planned.outputs} == PLANS[name]
+    for output in planned.outputs:
+        first = PRIMARIES.get(name, next(iter(planned.facts.values())).name)
+        assert planned.facts[output.resolved.primary].name == first
+        assert output.build
+        assert output.warnings == ()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_built_is_refused_in_one_sentence(name: str, tmp_path: Path) -> None:
+    where, message, hint = REFUSED[name]
+    with pytest.raises(MergeflowError) as caught:
+        plan(name, tmp_path)
+    error = caught.value
+    assert message in error.message
+    assert hint in error.hint
+    assert str(error.place) == f"{tmp_path / name}.yaml:{where}"
+    assert error.place is not None
+    assert error.place.text
+    assert error.exit_code in (2, 4)
+    assert len(str(error).splitlines()) <= 3
+
+
+def test_two_orders_of_steps_are_one_file(tmp_path: Path) -> None:
+    """03: both outputs have one key, and so has every tensor in them."""
+    one, two = plan("03a", tmp_path).outputs
+    assert one.key == two.key
+    assert [w.key for w in one.works] == [w.key for w in two.works]
+
+
+def test_tensors_that_all_models_share_are_copied(tmp_path: Path) -> None:
+    """02: the VAE is the same in the four models, and their shares add up to 1."""
+    (output,) = plan("02a", tmp_path).outputs
+    copied = {w.name for w in output.works if w.program < 0}
+    assert copied == {
+        "cond_stage_model.transformer.text_model.embeddings.position_ids",
+        "first_stage_model.decoder.conv_in.weight",
+        "alphas_cumprod",
+    }
+
+
+def test_the_inpainting_convolution_keeps_its_nine_channels(tmp_path: Path) -> None:
+    (output,) = plan("08a", tmp_path).outputs
+    (wide,) = [w for w in output.works if w.wide is not None]
+    assert wide.name == "model.diffusion_model.input_blocks.0.0.weight"
+    assert wide.shape == (8, 9, 3, 3)
+
+
+def test_a_profile_over_patterns_decides_tensor_by_tensor(tmp_path: Path) -> None:
+    """27: the double blocks are dev's, everything else schnell's."""
+    planned = plan("27c", tmp_path)
+    (output,) = planned.outputs
+    taken = {w.name: planned.facts[w.reads[0][0]].name for w in output.works}
+    assert {name for name, source in taken.items() if source == "dev"} == {"double_blocks.0.img_attn.qkv.weight"}
+    assert all(len(w.reads) == 1 for w in output.works)
+
+
+def test_a_replaced_component_is_the_donors(tmp_path: Path) -> None:
+    """40: the text encoder is nai's as it is, then half of each."""
+    planned = plan("40c", tmp_path)
+    name = "cond_stage_model.transformer.text_model.final_layer_norm.weight"
+    whole, half = ({w.name: w for w in output.works} for output in planned.outputs)
+    assert [planned.facts[source].name for source, _ in whole[name].reads] == ["nai"]
+    assert {planned.facts[source].name for source, _ in half[name].reads} == {"real", "nai"}
+    assert {planned.facts[source].name for n, w in half.items() for source, _ in w.reads if n != name} == {"real"}
+
+
+def test_the_base_of_task_arithmetic_may_cancel_and_still_lend_its_names(tmp_path: Path) -> None:
+    """34: the weights over 2.5 add up to 1, so the base model is in the result by its tensor names alone."""
+    planned = plan("34a", tmp_path)
+    (output,) = planned.outputs
+    assert "lwm" not in {planned.facts[source].name for w in output.works for source, _ in w.reads}
+
+
+def test_a_folder_of_shards_is_not_taken_for_a_file(tmp_path: Path) -> None:
+    """34: the models of that card are folders."""
+    (tmp_path / "models/LargeWorldModel_LWM-Text-Chat-1M").mkdir(parents=True)
+    with pytest.raises(MergeflowError) as caught:
+        plan("34a", tmp_path)
+    assert "is a folder, not a file" in caught.value.message
+    assert caught.value.exit_code == 4
+
+
+def test_including_a_recipe_does_not_bring_its_steps(tmp_path: Path) -> None:
+    """44: with the included recipe in place, the step is still unknown."""
+    (tmp_path / "abyss-orange-mix-2.yaml").write_text(
+        "mergeflow: 1\nsources: { a: a.safetensors, b: b.safetensors }\nsteps: { hard: a*0.5 + b*0.5 }\n"
+    )
+    with pytest.raises(MergeflowError) as caught:
+        plan("44a", tmp_path)
+    assert "no source, param or step is called hard" in caught.value.message
+
+
+def test_a_step_of_another_recipe_fuses_with_this_one(tmp_path: Path) -> None:
+    """44: as a source, `RECIPE.yaml#STEP` is what the author meant."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/aom2.yaml").write_text(
+        "mergeflow: 1\nsources: { a: a.safetensors, b: b.safetensors }\nparams: { m: 0.5 }\n"
+        "steps: { hard: a*(1-m) + b*m }\n"
+    )
+    (tmp_path / "mine.yaml").write_text(
+        "mergeflow: 1\nsources:\n  aom2: other/aom2.yaml#hard\n"
+        "  mild: { recipe: other/aom2.yaml, step: hard, set: { m: 0.1 } }\n  c: c.safetensors\n"
+        "outputs:\n  one.safetensors: aom2*0.5 + c*0.5\n  two.safetensors: mild*0.5 + c*0.5\n"
+    )
+    with Project(load(tmp_path / "mine.yaml"), settings(tmp_path)) as project:
+        write_sources(project.bound)
+        one, two = project.plan().outputs
+    assert one.snapshot.form == "0.5·c + 0.25·aom2/a + 0.25·aom2/b"
+    assert two.snapshot.form == "0.5·c + 0.45·mild/a + 0.05·mild/b"
+
+
+def test_one_file_under_two_names_is_one_model(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        "mergeflow: 1\nsources: { a: x.safetensors, b: y.safetensors }\noutputs: { z.safetensors: a*0.7 + b*0.3 }\n"
+    )
+    write_model(tmp_path / "x.safetensors", {"w": (4,)}, seed="same")
+    write_model(tmp_path / "y.safetensors", {"w": (4,)}, seed="same")
+    with Project(load(tmp_path / "r.yaml"), settings(tmp_path)) as project:
+        (output,) = project.plan().outputs
+    assert [w.program for w in output.works] == [-1], "0.7·x + 0.3·x is a copy of x"

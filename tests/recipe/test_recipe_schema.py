@@ -1,0 +1,74 @@
+"""The JSON Schema agrees with the loader on what a recipe is."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from recipe_texts import HEAD, SMALL
+from test_recipe_model import REFUSED
+
+from mergeflow.recipe import loads, schema, sections
+from mergeflow.recipe.load import RECIPE_KEYS
+
+VALIDATOR = jsonschema.Draft202012Validator(schema())
+
+GOOD = [
+    SMALL,
+    HEAD + "sources:\nx-mine: [1]\ninclude: [a.yaml]\n",
+    HEAD
+    + "sources: { a: { path: x, hash: 12345678, size: 12 }, b: [x, { path: y }], c: { recipe: r.yaml, step: s } }\n",
+    HEAD + "params: { m: 0.3, n: m * 2, k: { default: 0, '*.attn1.*': 0.5 } }\n",
+    HEAD
+    + "steps: { x: a, y: { expr: a, round: fp16 }, z: { method: ties, models: { a: 0.5 }, base: b, k: [1, c] } }\n",
+    HEAD + "assert: [a == b]\ndefaults: { dtype: float16, embed: none }\noptions: { compute: fp32, missing: keep }\n",
+    HEAD + "outputs: { a.safetensors: { from: x, metadata: { t: 1 }, replace: { vae: v } } }\n",
+]
+
+INVISIBLE = (  # what a schema does not see: texts inside, and what YAML itself refuses or splits
+    "0:1:0.25", "1,0.9", "0,3", "30%", "a[0:16]", "[a + b]", "' a'", "\"a'", "x.yaml", "x.ckpt, step", "'f g'", "'a b'",
+    "int8x", "../x", "..\\", "''", "\\n", "./A", "seps",
+)  # fmt: skip
+
+
+def test_it_is_a_schema() -> None:
+    VALIDATOR.check_schema(schema())
+    assert schema()["$schema"].endswith("2020-12/schema")
+
+
+@pytest.mark.parametrize("text", GOOD)
+def test_good_recipes(text: str) -> None:
+    assert [e.message for e in VALIDATOR.iter_errors(yaml.safe_load(text))] == []
+    loads(text.replace("include: [a.yaml]\n", ""))
+
+
+@pytest.mark.parametrize("text", [r[0] for r in REFUSED if not any(mark in r[0] for mark in INVISIBLE)])
+def test_what_the_loader_refuses(text: str) -> None:
+    assert not VALIDATOR.is_valid(yaml.safe_load(HEAD + text))
+
+
+@pytest.mark.parametrize("text", ["{}", "mergeflow: 2", "[]", "a", "mergeflow: 1\nextra: 1"])
+def test_what_is_no_recipe(text: str) -> None:
+    assert not VALIDATOR.is_valid(yaml.safe_load(text))
+
+
+def test_every_key_is_there_and_described() -> None:
+    found = schema()
+    definitions = found["$defs"]
+    assert set(found["properties"]) == set(RECIPE_KEYS)
+    assert set(definitions["output"]["anyOf"][1]["properties"]) == set(sections.OUTPUT_KEYS)
+    assert set(definitions["defaults"]["properties"]) == set(sections.DEFAULT_KEYS)
+    assert set(definitions["options"]["properties"]) == set(sections.OPTION_KEYS)
+    tables: list[dict[str, Any]] = [
+        found["properties"],
+        definitions["source"]["anyOf"][1]["properties"],
+        definitions["output"]["anyOf"][1]["properties"],
+        definitions["options"]["properties"],
+        definitions["step"]["anyOf"][1]["properties"],
+    ]
+    for properties in tables:
+        for key, value in properties.items():
+            assert re.search(r"\.$|c$", value["description"]), key

@@ -1,0 +1,1 @@
+"""What the tests share: checkpoints, exact arithmetic and builds, none of it made with the code under test."""
