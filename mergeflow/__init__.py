@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mergeflow.build.api import load, merge, plan
-    from mergeflow.build.project import BuildResult, BuiltOutput, Project, Settings
+    from mergeflow.build.project import Project
+    from mergeflow.build.settings import BuildResult, BuiltOutput, Settings
     from mergeflow.errors import MergeflowError
     from mergeflow.methods.registry import method
 
@@ -36,10 +37,10 @@ _HOME = {
     "load": "mergeflow.build.api",
     "merge": "mergeflow.build.api",
     "plan": "mergeflow.build.api",
-    "BuildResult": "mergeflow.build.project",
-    "BuiltOutput": "mergeflow.build.project",
+    "BuildResult": "mergeflow.build.settings",
+    "BuiltOutput": "mergeflow.build.settings",
     "Project": "mergeflow.build.project",
-    "Settings": "mergeflow.build.project",
+    "Settings": "mergeflow.build.settings",
     "MergeflowError": "mergeflow.errors",
     "method": "mergeflow.methods.registry",
 }

@@ -16,7 +16,6 @@ Anything else that escapes is a bug (exit 70) and keeps its traceback.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -94,6 +93,8 @@ class ResourceError(MergeflowError):
 
 def nearest(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
     """The known names most like `name`, best first; case is forgiven before spelling is."""
+    import difflib  # only a misspelt name pays for it
+
     names = list(known)
     if len(names) > 2000:  # difflib is quadratic; a recipe with thousands of steps still gets its error at once
         names = [n for n in names if n[:1].casefold() == name[:1].casefold()][:2000]

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from mergeflow.build.project import BuildResult, Project, Settings
+from mergeflow.build.project import Project
+from mergeflow.build.settings import BuildResult, Settings
 from mergeflow.events import Reporter, silent
 from mergeflow.plan.planner import Plan
 from mergeflow.recipe import from_command

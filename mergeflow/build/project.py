@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 from mergeflow.arch import UNKNOWN, Architecture, detect, get
 from mergeflow.build.machine import budget
+from mergeflow.build.quick import Asked, leave_stamp
+from mergeflow.build.settings import BuildResult, BuiltOutput, Settings, cache_folder
 from mergeflow.build.state import is_ours, look
 from mergeflow.build.targets import choose, targets
 from mergeflow.digest import printable
@@ -26,46 +28,6 @@ from mergeflow.sources.hashes import check_claims, sha256
 from mergeflow.sources.identify import Identified, identify
 from mergeflow.sources.memo import Known, Memo, default_folder
 from mergeflow.store.records import LocalRecords, OutputRecord, Records
-
-CACHE_VARIABLE = "MERGEFLOW_CACHE"
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What is the machine's business and not the recipe's. `jobs` and `memory` (bytes) None: what there is."""
-
-    output_root: Path = field(default_factory=Path.cwd)
-    cache: Path | None = None
-    memo: Path | None = None
-    jobs: int | None = None
-    memory: int | None = None
-    device: str = "cpu"
-    force: bool = False
-    keep_going: bool = False
-    locked: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class BuiltOutput:
-    """One output of a build. `digest` is the model digest, '' when the file was up to date and is not asked."""
-
-    path: str
-    target: Path
-    built: bool
-    reason: str
-    nbytes: int
-    bytes_read: int
-    digest: str
-    error: MergeflowError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class BuildResult:
-    outputs: tuple[BuiltOutput, ...]
-
-    @property
-    def failed(self) -> bool:
-        return any(o.error is not None for o in self.outputs)
 
 
 class Project:
@@ -138,6 +100,10 @@ class Project:
             delta,
         )
 
+    def known_files(self) -> list[Identified]:
+        """The sources identified so far."""
+        return list(self._identified.values())
+
     def identified(self, source: int) -> Identified:
         if source not in self._identified:
             ref = self.bound.sources[source]
@@ -162,8 +128,8 @@ class Project:
 
     # -- building ------------------------------------------------------------------------------------------------
 
-    def build(self, outputs: Sequence[str] = ()) -> BuildResult:
-        """Make what is out of date.
+    def build(self, outputs: Sequence[str] = (), *, asked: Asked | None = None) -> BuildResult:
+        """Make what is out of date. With `asked`, a stamp is left that lets the same build be recognised as done.
 
         Raises:
             MergeflowError: of the first output that fails; with `keep_going` the others are tried first and the errors
@@ -173,7 +139,10 @@ class Project:
         for note in plan.notes:
             self._warn(note)
         self._refuse_strangers(plan)
-        return BuildResult(tuple(self._run(plan)))
+        result = BuildResult(tuple(self._run(plan)))
+        if asked is not None and not result.failed:
+            leave_stamp(asked, self, plan, self.records)
+        return result
 
     def _refuse_strangers(self, plan: Plan) -> None:
         """A file that some other program or hand has written is not ours to replace: said before anything is made."""
@@ -287,14 +256,6 @@ def replace_locked(project: Project) -> Project:
     """The same project, not held to its lock: for writing a new one."""
     project.settings = replace(project.settings, locked=False)
     return project
-
-
-def cache_folder(settings: Settings) -> Path:
-    """Where records are kept: as set, else MERGEFLOW_CACHE, else cache/ under the output root."""
-    import os
-
-    chosen = os.environ.get(CACHE_VARIABLE)
-    return settings.cache or (Path(chosen) if chosen else settings.output_root / "cache")
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:

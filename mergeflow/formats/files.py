@@ -7,21 +7,22 @@ MERGEFLOW_PORTABLE_IO=1 forces everywhere (the tests run the same suite both way
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import functools
-import hashlib
 import io
 import os
-import shutil
 import sys
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
+from mergeflow.digest import hash_bytes
 from mergeflow.errors import IntegrityError, MissingInput, ResourceError
 from mergeflow.tensors import human_bytes
+
+if TYPE_CHECKING:
+    import ctypes
 
 PORTABLE = os.environ.get("MERGEFLOW_PORTABLE_IO") == "1"
 _POSITIONED = hasattr(os, "preadv") and hasattr(os, "pwrite")
@@ -156,7 +157,7 @@ class PartFile:
         self.final, self.size = final, size
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(final.parent).free
+            free = _free_space(final.parent)
         except OSError as error:
             raise explain_os_error(error, "making its folder", final) from error
         if size > free:
@@ -271,7 +272,7 @@ def clear_dead_parts(folder: Path) -> list[Path]:
 
 def _part_name(name: str) -> str:
     if len(name.encode()) > 150:  # file names end at 255 bytes
-        name = hashlib.sha256(name.encode()).hexdigest()[:16]
+        name = hash_bytes(name.encode()).hex()[:16]
     return f".{name}.{_host()}-{_boot()}-{os.getpid()}-{_started(os.getpid())}.part"
 
 
@@ -285,7 +286,7 @@ def _writer_is_dead(host: str, boot: str, pid: str, started: str) -> bool:
 def _host() -> str:
     import platform
 
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    return hash_bytes(platform.node().encode()).hex()[:8]
 
 
 @functools.cache
@@ -294,7 +295,7 @@ def _boot() -> str:
         text = Path("/proc/sys/kernel/random/boot_id").read_text()
     except OSError:
         return "0"
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return hash_bytes(text.encode()).hex()[:8]
 
 
 def _started(pid: int) -> str:
@@ -308,6 +309,12 @@ def _started(pid: int) -> str:
         return str(int(process.create_time() * 100))
     except psutil.Error:
         return "gone"
+
+
+def _free_space(folder: Path) -> int:
+    import shutil
+
+    return shutil.disk_usage(folder).free
 
 
 def _preallocate(fd: int, size: int) -> None:
@@ -336,6 +343,8 @@ def _full_sync(fd: int) -> None:
 def _sync_file_range() -> ctypes._NamedFuncPointer | None:
     if not sys.platform.startswith("linux"):
         return None
+    import ctypes
+
     try:
         call = ctypes.CDLL(None, use_errno=True).sync_file_range
     except (OSError, AttributeError):

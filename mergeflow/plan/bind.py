@@ -67,6 +67,7 @@ class Bound:
     steps: dict[str, Node] = field(default_factory=dict)
     outputs: dict[str, tuple[Node, Output]] = field(default_factory=dict)
     claims: list[Claim] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)  # every recipe file that was read
 
 
 def bind(recipe: Recipe) -> Bound:
@@ -76,7 +77,7 @@ def bind(recipe: Recipe) -> Bound:
         RecipeError: an unknown name, a cycle, operands that do not go together, a numeric assertion that fails.
         MissingInput: another recipe that is not there.
     """
-    bound = Bound(recipe)
+    bound = Bound(recipe, files=list(recipe.files))
     scope = _bind_scope(bound, recipe, "", (recipe.path,) if recipe.path else ())
     for path, output in recipe.outputs.items():
         node = _with_options(evaluate_model(output.expr, scope), output.replace, output.like, scope, output.place)
@@ -154,6 +155,7 @@ def _bind_recipe_source(bound: Bound, source: Source, name: str, opened: tuple[P
     if len(opened) >= _DEEPEST:
         raise RecipeError(f"{name}: recipes that use recipes may go {_DEEPEST} deep", place=source.place)
     other = load(path, overrides=source.set)
+    bound.files += other.files
     scope = _bind_scope(bound, other, name + "/", (*opened, path))
     if source.step not in other.steps:
         raise UnknownName(f"step of {source.recipe}", str(source.step), other.steps, place=source.place)

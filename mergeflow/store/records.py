@@ -25,6 +25,7 @@ _SCHEMA = """
 create table if not exists output (
   path text primary key, device integer, inode integer, size integer, mtime_ns integer, ctime_ns integer,
   key text not null, model text not null, snapshot text not null) without rowid;
+create table if not exists stamp (request text primary key, stamp text not null) without rowid;
 """
 
 
@@ -54,6 +55,13 @@ class Records(ABC):
     @abstractmethod
     def paths(self) -> list[Path]: ...
 
+    @abstractmethod
+    def stamp(self, request: str) -> Mapping[str, Any] | None:
+        """What a finished build had read and written, by the digest of how it was asked for."""
+
+    @abstractmethod
+    def put_stamp(self, request: str, stamp: Mapping[str, Any]) -> None: ...
+
     def close(self) -> None:
         """Give back what is held open."""
         return
@@ -63,6 +71,7 @@ class Records(ABC):
 class MemoryRecords(Records):
     def __init__(self) -> None:
         self._records: dict[str, OutputRecord] = {}
+        self._stamps: dict[str, str] = {}
 
     def find(self, path: Path) -> OutputRecord | None:
         return self._records.get(str(path))
@@ -75,6 +84,13 @@ class MemoryRecords(Records):
 
     def paths(self) -> list[Path]:
         return [Path(p) for p in sorted(self._records)]
+
+    def stamp(self, request: str) -> Mapping[str, Any] | None:
+        found = self._stamps.get(request)
+        return None if found is None else dict(json.loads(found))
+
+    def put_stamp(self, request: str, stamp: Mapping[str, Any]) -> None:
+        self._stamps[request] = json.dumps(stamp)
 
 
 @final
@@ -112,6 +128,18 @@ class LocalRecords(Records):
             if database is not None:
                 return [Path(row[0]) for row in database.execute("select path from output order by path")]
         return []
+
+    def stamp(self, request: str) -> Mapping[str, Any] | None:
+        row = None
+        with self._database(create=False) as database:
+            if database is not None:
+                row = database.execute("select stamp from stamp where request = ?", (request,)).fetchone()
+        return None if row is None else dict(json.loads(row[0]))
+
+    def put_stamp(self, request: str, stamp: Mapping[str, Any]) -> None:
+        with self._database(create=True) as database:
+            if database is not None:
+                database.execute("insert or replace into stamp values (?, ?)", (request, json.dumps(stamp)))
 
     def close(self) -> None:
         if self._connection is not None:

@@ -1,0 +1,99 @@
+"""Knowing that there is nothing to do without planning: for the build that is run again and again.
+
+A build that ends well leaves a stamp: the bytes of the recipe files it read (as digests), the fingerprints of its
+sources and of its outputs. When the next build is asked for in the same words and all of that is as it was, its outputs
+are up to date. Anything else, however small, and the build is planned in full: the stamp decides nothing but this.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mergeflow
+from mergeflow.build.settings import BuiltOutput, Settings, cache_folder
+from mergeflow.digest import NUMERICS, hash_bytes
+from mergeflow.formats.files import fingerprint
+from mergeflow.sources.memo import quiet_since
+from mergeflow.store.records import LocalRecords, Records
+
+if TYPE_CHECKING:
+    from mergeflow.build.project import Project
+    from mergeflow.plan.planner import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How a build is asked for: everything but the content of files that decides what it does."""
+
+    recipe: Path
+    outputs: tuple[str, ...]
+    overrides: Mapping[str, str]
+    sources: Mapping[str, str]
+    began_ns: int = field(default_factory=time.time_ns)  # before the recipe was read
+
+    def digest(self, settings: Settings) -> str:
+        words = [
+            mergeflow.__version__,
+            NUMERICS,
+            os.path.abspath(self.recipe),  # noqa: PTH100  # a link stays a link: it may lead elsewhere tomorrow
+            str(Path.cwd()),  # --source paths are taken from here
+            str(settings.output_root.resolve()),
+            sorted(self.outputs),
+            sorted(self.overrides.items()),
+            sorted(self.sources.items()),
+        ]
+        return hash_bytes(json.dumps(words).encode()).hex()
+
+
+def unchanged(asked: Asked, settings: Settings) -> tuple[BuiltOutput, ...] | None:
+    """The outputs, when the stamp of the last build shows that all of them are up to date; None when it does not."""
+    if settings.force or settings.locked:
+        return None
+    records = LocalRecords(cache_folder(settings), lambda message: None)
+    try:
+        stamp = records.stamp(asked.digest(settings))
+    finally:
+        records.close()
+    if stamp is None or not _holds(stamp):
+        return None
+    return tuple(
+        BuiltOutput(path, Path(target), False, "it is up to date", at[2], 0, "")
+        for path, target, at in stamp["outputs"]
+    )
+
+
+def leave_stamp(asked: Asked, project: Project, plan: Plan, records: Records) -> None:
+    """Remember a finished build. Sources and outputs are stamped with what was checked, not with what is there now."""
+    files = project.bound.files
+    outputs = []
+    for output in plan.outputs:
+        record = records.find(output.target)
+        if record is None:
+            return
+        outputs.append([output.path, str(output.target), list(record.at)])
+    for path in files:
+        if not quiet_since(fingerprint(path.stat()), path, asked.began_ns):
+            return  # it may have been edited after it was read
+    sources = [[os.path.abspath(f.path), list(f.at)] for f in project.known_files()]  # noqa: PTH100
+    recipes = [[os.path.abspath(path), _digest(path)] for path in files]  # noqa: PTH100
+    records.put_stamp(asked.digest(project.settings), {"recipes": recipes, "sources": sources, "outputs": outputs})
+
+
+def _holds(stamp: Mapping[str, Any]) -> bool:
+    try:
+        files: Sequence[tuple[str, list[int]]] = [*stamp["sources"], *((t, at) for _, t, at in stamp["outputs"])]
+        return all(_digest(Path(path)) == digest for path, digest in stamp["recipes"]) and all(
+            list(fingerprint(Path(path).stat())) == at for path, at in files
+        )
+    except (OSError, KeyError, TypeError, ValueError):
+        return False
+
+
+def _digest(path: Path) -> str:
+    return hash_bytes(path.read_bytes()).hex()

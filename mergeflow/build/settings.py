@@ -1,0 +1,55 @@
+"""What a build is asked and what it answers: small values that import next to nothing."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mergeflow.errors import MergeflowError
+
+CACHE_VARIABLE = "MERGEFLOW_CACHE"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is the machine's business and not the recipe's. `jobs` and `memory` (bytes) None: what there is."""
+
+    output_root: Path = field(default_factory=Path.cwd)
+    cache: Path | None = None
+    memo: Path | None = None
+    jobs: int | None = None
+    memory: int | None = None
+    device: str = "cpu"
+    force: bool = False
+    keep_going: bool = False
+    locked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltOutput:
+    """One output of a build. `digest` is the model digest, '' when the file was up to date and is not asked."""
+
+    path: str
+    target: Path
+    built: bool
+    reason: str
+    nbytes: int
+    bytes_read: int
+    digest: str
+    error: MergeflowError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    outputs: tuple[BuiltOutput, ...]
+
+    @property
+    def failed(self) -> bool:
+        return any(o.error is not None for o in self.outputs)
+
+
+def cache_folder(settings: Settings) -> Path:
+    """Where records are kept: as set, else MERGEFLOW_CACHE, else cache/ under the output root."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    return settings.cache or (Path(chosen) if chosen else settings.output_root / "cache")
