@@ -3,7 +3,8 @@
 A tensor digest is taken over chunks of 1 MiB, so that workers can hash the pieces of one tensor in any order:
 
     chunk digest   BLAKE3(chunk bytes)
-    tensor digest  BLAKE3("mergeflow tensor 1\\n" dtype "\\n" shape "\\n" chunk digests)
+    payload digest BLAKE3("mergeflow payload 1\\n" chunk digests)
+    tensor digest  BLAKE3("mergeflow tensor 1\\n" dtype "\\n" shape "\\n" payload digest)
     model digest   BLAKE3("mergeflow model 1\\n" then, by name in code point order: length, name, tensor digest)
 
 Neither says anything of the container: not the order of the tensors, not the metadata, not the shards.
@@ -32,9 +33,13 @@ def hash_bytes(data: bytes | memoryview) -> bytes:
     return blake3(data).digest()
 
 
-def tensor_digest(dtype: DType, shape: Sequence[int], chunks: bytes) -> bytes:
-    """`chunks` is the concatenation of the chunk digests, in order."""
-    return blake3(f"mergeflow tensor 1\n{dtype.label}\n{','.join(map(str, shape))}\n".encode() + chunks).digest()
+def payload_digest(chunks: bytes | memoryview) -> bytes:
+    """Of a tensor's bytes; `chunks` is the concatenation of the chunk digests, in order."""
+    return blake3(b"mergeflow payload 1\n" + chunks).digest()
+
+
+def tensor_digest(dtype: DType, shape: Sequence[int], payload: bytes) -> bytes:
+    return blake3(f"mergeflow tensor 1\n{dtype.label}\n{','.join(map(str, shape))}\n".encode() + payload).digest()
 
 
 def model_digest(tensors: Iterable[tuple[str, bytes]]) -> bytes:

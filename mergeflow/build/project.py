@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -58,6 +57,12 @@ class Project:
     def plan(self, outputs: Sequence[str] = ()) -> Plan:
         """What a build of these outputs (all when none is named) would do. Hashes sources that are new to this
         machine; opens no tensor otherwise."""
+        plan = self._plan(outputs)
+        if self.settings.locked:
+            self._check_lock(plan)
+        return plan
+
+    def _plan(self, outputs: Sequence[str]) -> Plan:
         chosen = choose(self.bound, outputs)
         wanted = needed_sources(self.bound, chosen)
         inputs = {self.bound.sources[i].name: self.bound.sources[i].path for i in wanted}
@@ -73,10 +78,7 @@ class Project:
             settings.device,
             settings.force,
         )
-        plan = make_plan(self.bound, facts, request)
-        if settings.locked:
-            self._check_lock(plan)
-        return plan
+        return make_plan(self.bound, facts, request)
 
     def facts(self, source: int) -> SourceFacts:
         """What is known of one source, its claims checked."""
@@ -188,7 +190,9 @@ class Project:
         digest = printable(content.model)
         self.records.put(output.target, OutputRecord(written.at, output.key, digest, output.snapshot.to_json()))
         ranges = content.low.tobytes(), content.high.tobytes(), b""
-        self.memo.remember(written.at, Known(content.model, content.digests, content.nonfinite, *ranges))
+        self.memo.remember(
+            written.at, Known(content.model, content.digests, content.payloads, content.nonfinite, *ranges)
+        )
         declared = self.bound.outputs[output.path][1]
         if declared.embed == "sidecar" and self.recipe.text and not write_sidecar(self.recipe, output.target):
             self._warn(f"{sidecar_path(output.target).name} was not written by mergeflow and is left as it is")
@@ -209,7 +213,7 @@ class Project:
 
     def make_lock(self) -> locks.Lock:
         """The lock as it should be now: sources hashed, outputs' digests where they are built and up to date."""
-        plan = replace_locked(self).plan()
+        plan = self._plan(())
         sources = {}
         for i in plan.facts:
             found, ref = self.identified(i), self.bound.sources[i]
@@ -250,12 +254,6 @@ class Project:
                 _remove(target)
                 self.records.forget(target)
             yield target, ours
-
-
-def replace_locked(project: Project) -> Project:
-    """The same project, not held to its lock: for writing a new one."""
-    project.settings = replace(project.settings, locked=False)
-    return project
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mergeflow.digest import CHUNK, DIGEST_SIZE, chunk_count, hash_bytes, model_digest, tensor_digest
+from mergeflow.digest import CHUNK, DIGEST_SIZE, chunk_count, hash_bytes, model_digest, payload_digest, tensor_digest
 from mergeflow.formats.blocks import Block
 from mergeflow.tensors import DType, TensorSpec
 
@@ -34,11 +35,13 @@ _VIEWS: dict[DType, tuple[Any, Any, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a file holds, tensor by tensor in file order: digests, count of non-finite values, least and greatest
-    finite value (NaN where there is none), and SAMPLE evenly spaced values as float32 (or None, not sampled)."""
+    """What a file holds, tensor by tensor in file order: digests (of tensors, and of their bytes alone), count of
+    non-finite values, least and greatest finite value (NaN where there is none), and SAMPLE evenly spaced values as
+    float32 (or None, not sampled)."""
 
     model: bytes
     digests: tuple[bytes, ...]
+    payloads: tuple[bytes, ...]
     nonfinite: tuple[int, ...]
     low: npt.NDArray[np.float64]
     high: npt.NDArray[np.float64]
@@ -64,7 +67,7 @@ class Scan:
         """Take in one block (`data` is exactly its bytes). Returns how many values in it are not finite."""
         view, at = data.data, block.first_chunk * DIGEST_SIZE
         self._digests[at : at + (len(block.bounds) - 1) * DIGEST_SIZE] = b"".join(
-            [hash_bytes(view[a:b]) for a, b in zip(block.bounds, block.bounds[1:], strict=False)]
+            [hash_bytes(view[a:b]) for a, b in pairwise(block.bounds)]
         )
         if block.dtype not in _VIEWS:
             return 0
@@ -78,35 +81,44 @@ class Scan:
     def _sample(self, data: Bytes, block: Block) -> None:
         """Values k·n//SAMPLE of each tensor, where they lie in this block."""
         assert self._samples is not None
-        values = data.view(_VIEWS[block.dtype][1])
-        size = block.dtype.size
-        for i, begin in enumerate(block.bounds[:-1]):
-            chunk = block.first_chunk + i
-            owner = int(self._owner[chunk])
-            n = self.tensors[owner].elements
-            start = (chunk - int(self._first[owner])) * (CHUNK // size)  # of this chunk in its tensor, in elements
-            stop = start + (block.bounds[i + 1] - begin) // size
-            k = np.arange(-(-start * SAMPLE // n), min(SAMPLE, -(-stop * SAMPLE // n)))
+        values, size = data.view(_VIEWS[block.dtype][1]), block.dtype.size
+        bounds = np.array(block.bounds, np.int64) // size
+        chunks = np.arange(block.first_chunk, block.first_chunk + len(bounds) - 1)
+        owners = self._owner[chunks]
+        whole = np.flatnonzero(self._first[owners + 1] - self._first[owners] == 1)
+        if whole.size:  # tensors of one chunk, however many, all at once
+            n = (bounds[whole + 1] - bounds[whole])[:, None]
+            at = bounds[whole][:, None] + np.arange(SAMPLE) * n // SAMPLE
+            self._samples[owners[whole]] = as_float(values[at], block.dtype)
+        for i in np.flatnonzero(self._first[owners + 1] - self._first[owners] > 1):
+            owner = int(owners[i])
+            n_all = self.tensors[owner].elements
+            start = int(chunks[i] - self._first[owner]) * (CHUNK // size)  # of this chunk in its tensor, in elements
+            stop = start + int(bounds[i + 1] - bounds[i])
+            k = np.arange(-(-start * SAMPLE // n_all), min(SAMPLE, -(-stop * SAMPLE // n_all)))
             if k.size:
-                picked = values[begin // size + k * n // SAMPLE - start]
+                picked = values[bounds[i] + k * n_all // SAMPLE - start]
                 self._samples[owner, k] = as_float(picked, block.dtype)
 
     def finish(self) -> Content:
-        digests = []
-        for i, t in enumerate(self.tensors):
-            at, end = int(self._first[i]) * DIGEST_SIZE, int(self._first[i + 1]) * DIGEST_SIZE
-            digests.append(tensor_digest(t.dtype, t.shape, bytes(self._digests[at:end])))
-        low, high, bad = (np.full(len(digests), np.nan), np.full(len(digests), np.nan), [0] * len(digests))
-        for i, t in enumerate(self.tensors):
-            chunks = slice(int(self._first[i]), int(self._first[i + 1]))
-            if t.dtype in _VIEWS and chunks.stop > chunks.start:
-                least, greatest = int(self._low[chunks].min()), int(self._high[chunks].max())
-                bad[i] = int(self._nonfinite[chunks].sum())
-                if least <= greatest:
-                    low[i], high[i] = _unordered(least, t.dtype), _unordered(greatest, t.dtype)
-        names = (t.name for t in self.tensors)
-        model = model_digest(zip(names, digests, strict=True))
-        return Content(model, tuple(digests), tuple(bad), low, high, self._samples)
+        view, ends = memoryview(self._digests), (self._first * DIGEST_SIZE).tolist()
+        payloads = tuple([payload_digest(view[a:b]) for a, b in pairwise(ends)])
+        digests = tuple([tensor_digest(t.dtype, t.shape, p) for t, p in zip(self.tensors, payloads, strict=True)])
+        low, high = np.full(len(digests), np.nan), np.full(len(digests), np.nan)
+        bad = np.zeros(len(digests), np.int64)
+        filled = np.flatnonzero(self._first[1:] > self._first[:-1])
+        if filled.size:
+            starts = self._first[:-1][filled]
+            least, greatest = np.minimum.reduceat(self._low, starts), np.maximum.reduceat(self._high, starts)
+            bad[filled] = np.add.reduceat(self._nonfinite, starts)
+            number = {dtype: i for i, dtype in enumerate(DType)}
+            dtypes = np.array([number[self.tensors[int(i)].dtype] for i in filled])
+            for dtype in _VIEWS:
+                mine = (dtypes == number[dtype]) & (least <= greatest)
+                low[filled[mine]] = _unordered(least[mine], dtype)
+                high[filled[mine]] = _unordered(greatest[mine], dtype)
+        model = model_digest(zip((t.name for t in self.tensors), digests, strict=True))
+        return Content(model, digests, payloads, tuple(bad.tolist()), low, high, self._samples)
 
 
 def count_nonfinite(data: Bytes, dtype: DType) -> int:
@@ -174,8 +186,8 @@ def _exact_range(signed: npt.NDArray[Any], unsigned: npt.NDArray[Any], limit: in
     return int(ordered.min()), int(ordered.max()), bad
 
 
-def _unordered(value: int, dtype: DType) -> float:
-    """A value from its ordered integer: the magnitude's bits, negated for negative numbers."""
-    bits = np.array([abs(value)], _VIEWS[dtype][1])
-    magnitude = float(bits.view(np.float64)[0]) if dtype is DType.F64 else float(as_float(bits, dtype)[0])
-    return -magnitude if value < 0 else magnitude
+def _unordered(values: Ints, dtype: DType) -> npt.NDArray[np.float64]:
+    """Values from their ordered integers: the magnitude's bits, negated for negative numbers."""
+    bits = np.abs(values).astype(_VIEWS[dtype][1])
+    magnitude = bits.view(np.float64) if dtype is DType.F64 else as_float(bits, dtype).astype(np.float64)
+    return np.where(values < 0, -magnitude, magnitude)

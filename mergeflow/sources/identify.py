@@ -93,4 +93,4 @@ def _hash(file: ReadFile, header: Header, report: Reporter, workers: int) -> Kno
     content = scan.finish()
     samples = b"" if content.samples is None else content.samples.tobytes()
     ranges = content.low.tobytes(), content.high.tobytes()
-    return Known(content.model, content.digests, content.nonfinite, *ranges, samples)
+    return Known(content.model, content.digests, content.payloads, content.nonfinite, *ranges, samples)

@@ -20,12 +20,12 @@ from pathlib import Path
 from mergeflow.digest import DIGEST_SIZE
 from mergeflow.formats.files import Fingerprint
 
-VERSION = 1
+VERSION = 2
 _LOCAL = {"ext2/ext3", "ext4", "ext3", "ext2", "xfs", "btrfs", "tmpfs", "overlay", "apfs", "zfs", "f2fs"}
 _SCHEMA = """
 create table if not exists content (
   device integer, inode integer, size integer, mtime_ns integer, ctime_ns integer,
-  model blob, digests blob, nonfinite blob, low blob, high blob, samples blob, check_sum integer,
+  model blob, digests blob, payloads blob, nonfinite blob, low blob, high blob, samples blob, check_sum integer,
   primary key (device, inode)) without rowid;
 create table if not exists whole (
   device integer, inode integer, size integer, mtime_ns integer, ctime_ns integer, sha256 text,
@@ -39,6 +39,7 @@ class Known:
 
     model: bytes
     digests: tuple[bytes, ...]
+    payloads: tuple[bytes, ...]
     nonfinite: tuple[int, ...]
     low: bytes
     high: bytes
@@ -102,27 +103,26 @@ class Memo:
         with self._database() as database:
             if database is not None:
                 row = database.execute(
-                    "select size, mtime_ns, ctime_ns, model, digests, nonfinite, low, high, samples, check_sum "
-                    "from content where device = ? and inode = ?",
+                    "select size, mtime_ns, ctime_ns, model, digests, payloads, nonfinite, low, high, samples, "
+                    "check_sum from content where device = ? and inode = ?",
                     (_signed(at.device), _signed(at.inode)),
                 ).fetchone()
         if row is None or row[:3] != at[2:]:
             return None
-        model, digests, nonfinite, low, high, samples, check = row[3:]
-        if _check_sum(model, digests, nonfinite) != check:
+        model, digests, payloads, nonfinite, low, high, samples, check = row[3:]
+        if _check_sum(model, digests, payloads, nonfinite) != check:
             return None
-        pieces = tuple(digests[i : i + DIGEST_SIZE] for i in range(0, len(digests), DIGEST_SIZE))
-        return Known(model, pieces, tuple(array.array("q", nonfinite)), low, high, samples)
+        return Known(model, _split(digests), _split(payloads), tuple(array.array("q", nonfinite)), low, high, samples)
 
     def remember(self, at: Fingerprint, known: Known) -> None:
-        digests = b"".join(known.digests)
+        digests, payloads = b"".join(known.digests), b"".join(known.payloads)
         nonfinite = array.array("q", known.nonfinite).tobytes()
-        check = _check_sum(known.model, digests, nonfinite)
+        check = _check_sum(known.model, digests, payloads, nonfinite)
         with self._database() as database:
             if database is not None:
-                facts = (known.model, digests, nonfinite, known.low, known.high, known.samples, check)
+                facts = (known.model, digests, payloads, nonfinite, known.low, known.high, known.samples, check)
                 row = (_signed(at.device), _signed(at.inode), *at[2:], *facts)
-                database.execute("insert or replace into content values (?,?,?,?,?,?,?,?,?,?,?,?)", row)
+                database.execute("insert or replace into content values (?,?,?,?,?,?,?,?,?,?,?,?,?)", row)
 
     def find_sha256(self, at: Fingerprint) -> str | None:
         row = None
@@ -176,6 +176,13 @@ def _signed(n: int) -> int:
     return n - (1 << 64) if n >= 1 << 63 else n
 
 
-def _check_sum(model: bytes, digests: bytes, nonfinite: bytes) -> int:
+def _split(blob: bytes) -> tuple[bytes, ...]:
+    return tuple([blob[i : i + DIGEST_SIZE] for i in range(0, len(blob), DIGEST_SIZE)])
+
+
+def _check_sum(*blobs: bytes) -> int:
     """Bit rot in the database must not become a wrong digest."""
-    return zlib.crc32(nonfinite, zlib.crc32(digests, zlib.crc32(model)))
+    check = 0
+    for blob in blobs:
+        check = zlib.crc32(blob, check)
+    return check

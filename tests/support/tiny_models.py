@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from mergeflow.build.project import Settings
+from mergeflow import Settings
 from mergeflow.plan.bind import Bound
 
 Shapes = Mapping[str, tuple[int, ...]]

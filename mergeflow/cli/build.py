@@ -1,0 +1,131 @@
+"""`mergeflow build`: make the outputs that are out of date."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mergeflow.cli import failure, options
+from mergeflow.cli.report import Screen
+from mergeflow.cli.text import paint, plural, print_json, seconds
+from mergeflow.tensors import human_bytes
+
+if TYPE_CHECKING:
+    from mergeflow.build.project import Project
+    from mergeflow.build.quick import Asked
+    from mergeflow.build.settings import BuildResult, BuiltOutput
+
+SCHEMA = "mergeflow/build/1"
+
+
+@click.command()
+@options.recipe_argument
+@options.dry_run_option
+@click.option("-k", "--keep-going", is_flag=True, help="After a failure, make the other outputs all the same.")
+@options.force_option
+@options.recipe_options
+@options.machine_options
+@options.folder_options
+@options.json_option
+@options.debug_option
+def command(
+    names: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+    params: options.Pairs,
+    sources: options.Pairs,
+    **given: Any,
+) -> None:
+    """Make the outputs of RECIPE that are out of date: all of them, or those named.
+
+    RECIPE is recipe.yaml when no file that ends in .yaml or .yml is named. What is up to date is left alone; a file
+    that mergeflow did not write, or that was changed since, is not overwritten without --force.
+    """
+    from mergeflow.build.quick import Asked, unchanged
+    from mergeflow.build.settings import BuildResult
+
+    began = time.monotonic()
+    recipe, outputs = options.find(names)
+    settings = options.settings(**given)
+    asked = Asked(recipe, outputs, dict(params), dict(sources))
+    done = None if dry_run else unchanged(asked, settings)
+    with Screen() as screen:
+        if done is not None:
+            tell(BuildResult(done), screen, began, as_json=as_json)
+            return
+        with options.load(recipe, screen, settings, params, sources) as project:
+            run(project, outputs, screen, began, dry_run=dry_run, as_json=as_json, asked=asked)
+
+
+def run(
+    project: Project,
+    outputs: Sequence[str],
+    screen: Screen,
+    began: float,
+    *,
+    dry_run: bool,
+    as_json: bool,
+    asked: Asked | None = None,
+) -> None:
+    """Build and say what came of it; with `dry_run`, show the plan."""
+    if dry_run:
+        from mergeflow.cli.plan import show
+
+        show(project.plan(outputs), screen, as_json=as_json)
+    else:
+        tell(project.build(outputs, asked=asked), screen, began, as_json=as_json)
+
+
+def tell(result: BuildResult, screen: Screen, began: float, *, as_json: bool) -> None:
+    """The result on stdout; where outputs failed, why on stderr, and an exit code."""
+    took = time.monotonic() - began
+    for output in result.outputs:
+        if output.error is not None:
+            text = failure.shown(failure.judge(output.error))
+            screen.say(f"{paint('failed:', fg='red', bold=True)} {output.path}: {text}")
+    if as_json:
+        made = [_entry(output) for output in result.outputs]
+        print_json(SCHEMA, outputs=made, warnings=screen.warnings, seconds=round(took, 3), failed=result.failed)
+    else:
+        click.echo(summary(result, took))
+    if result.failed:
+        codes = {output.error.exit_code for output in result.outputs if output.error is not None}
+        click.get_current_context().exit(codes.pop() if len(codes) == 1 else 1)
+
+
+def summary(result: BuildResult, took: float) -> str:
+    """The whole build in one line."""
+    outputs = result.outputs
+    built = [o for o in outputs if o.built]
+    failed = sum(o.error is not None for o in outputs)
+    current = len(outputs) - len(built) - failed
+    if not built and not failed:
+        if current == 1:
+            return f"{outputs[0].path} is up to date"
+        return f"all {plural(current, 'output')} are up to date"
+    what = built[0].path if len(built) == 1 else plural(len(built), "output")
+    parts = [f"built {what}"]
+    if current:
+        parts.append(f"{current:,} up to date")
+    if failed:
+        parts.append(f"{failed:,} failed")
+    wrote, read = (human_bytes(sum(n)) for n in ([o.nbytes for o in built], [o.bytes_read for o in built]))
+    return f"{', '.join(parts)}: wrote {wrote}, read {read}, {seconds(took)}"
+
+
+def _entry(output: BuiltOutput) -> dict[str, object]:
+    entry: dict[str, object] = {
+        "path": output.path,
+        "file": str(output.target),
+        "built": output.built,
+        "reason": output.reason,
+        "bytes": output.nbytes,
+        "bytes_read": output.bytes_read,
+        "digest": output.digest or None,
+    }
+    if output.error is not None:
+        entry["error"] = {"message": output.error.message, "exit_code": output.error.exit_code}
+    return entry

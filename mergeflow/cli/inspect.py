@@ -1,0 +1,165 @@
+"""`mergeflow inspect`: what a file holds, from its header alone."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mergeflow.cli import options
+from mergeflow.cli.text import listed, plural, print_json, table
+from mergeflow.tensors import TensorSpec, human_bytes
+
+SCHEMA = "mergeflow/inspect/1"
+LONGEST = 300  # characters shown of one metadata value
+
+
+@click.command(no_args_is_help=True)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--tensors", is_flag=True, help="List all tensors.")
+@options.json_option
+@options.debug_option
+def command(file: Path, tensors: bool, as_json: bool) -> None:
+    """Show what FILE holds: size, dtypes, architecture, components, metadata; of a file that mergeflow made, what it is
+    the result of. Only the header is read.
+    """
+    data = look(file)
+    if as_json:
+        print_json(SCHEMA, **data)
+    else:
+        click.echo("\n".join(_lines(data, tensors)))
+
+
+def look(file: Path) -> dict[str, Any]:
+    """All that the header says and implies."""
+    from mergeflow.arch import detect
+    from mergeflow.formats.files import ReadFile
+    from mergeflow.formats.header import read_header
+    from mergeflow.plan.embed import DIGEST, GRAPH
+
+    with ReadFile(file) as opened:
+        header = read_header(opened)
+    specs = list(header.tensors.values())
+    architecture, why = detect({t.name: t.shape for t in specs})
+    metadata = dict(header.metadata)
+    return {
+        "file": str(file),
+        "bytes": header.file_size,
+        "parameters": sum(t.elements for t in specs),
+        "dtypes": _sums((t.dtype.label, t) for t in specs),
+        "architecture": architecture.name,
+        "architecture_title": architecture.title,
+        "architecture_reason": why,
+        "components": _sums((architecture.component(t.name) or "(none)", t) for t in specs)
+        if architecture.component_names
+        else {},
+        "digest": metadata.pop(DIGEST, None),
+        "made_of": _graph(metadata.pop(GRAPH, "")),
+        "metadata": metadata,
+        "tensors": [
+            {"name": t.name, "dtype": t.dtype.label, "shape": list(t.shape), "bytes": t.nbytes, "offset": t.start}
+            for t in specs
+        ],
+    }
+
+
+def _sums(labelled: Iterator[tuple[str, TensorSpec]]) -> dict[str, dict[str, int]]:
+    """Tensors and bytes under each label, the largest first."""
+    tensors, nbytes = Counter[str](), Counter[str]()
+    for label, spec in labelled:
+        tensors[label] += 1
+        nbytes[label] += spec.nbytes
+    return {label: {"tensors": tensors[label], "bytes": n} for label, n in nbytes.most_common()}
+
+
+def _graph(text: str) -> dict[str, Any] | None:
+    """The embedded normal forms; None where there are none that this version can read."""
+    from mergeflow.plan.embed import SCHEMA as GRAPH_SCHEMA
+
+    try:
+        graph = json.loads(text)
+        known = graph["schema"] == GRAPH_SCHEMA
+    except (ValueError, TypeError, KeyError):
+        return None
+    return graph if known else None
+
+
+def _lines(data: dict[str, Any], tensors: bool) -> Iterator[str]:
+    yield data["file"]
+    count = len(data["tensors"])
+    size = f"{human_bytes(data['bytes'])} ({data['bytes']:,} bytes)"
+    facts = [
+        ("size", size),
+        ("tensors", f"{count:,}, {_short(data['parameters'])} parameters"),
+        ("dtypes", _shares(data["dtypes"])),
+        ("architecture", f"{data['architecture_title']}: {data['architecture_reason']}"),
+    ]
+    if data["digest"]:
+        facts.append(("digest", f"{data['digest']} (as claimed; `mergeflow verify` checks it)"))
+    yield from table(facts)
+    if data["components"]:
+        yield from ("", "components")
+        rows = [(n, plural(c["tensors"], "tensor"), human_bytes(c["bytes"])) for n, c in data["components"].items()]
+        yield from table(rows, right=(1, 2))
+    if data["made_of"]:
+        yield from ("", "made by mergeflow")
+        yield from _made_of(data["made_of"], count)
+    if data["metadata"]:
+        yield from ("", "metadata")
+        yield from table((name, _clipped(value)) for name, value in data["metadata"].items())
+    if tensors:
+        yield from ("", "tensors")
+        yield from table(
+            ((t["dtype"], "×".join(map(str, t["shape"])) or "scalar", human_bytes(t["bytes"]), t["name"])
+             for t in data["tensors"]),
+            right=(2,),
+        )  # fmt: skip
+
+
+def _made_of(graph: Mapping[str, Any], count: int) -> Iterator[str]:
+    """The normal forms with a short name for each source, and which file each of them is."""
+    from mergeflow.plan.text import join_terms
+
+    forms: list[Any] = graph["forms"]
+    digests = dict.fromkeys(name for form in forms for _, name in form["terms"] if name.startswith("b3:"))
+    label = {digest: f"s{i}" for i, digest in enumerate(digests, 1)}
+
+    def shown(number: int) -> str:
+        over = int(forms[number]["over"])
+        terms = [
+            (Fraction(int(n), over), label.get(name, name.replace(" ", "_"))) for n, name in forms[number]["terms"]
+        ]
+        return join_terms(terms)
+
+    others: dict[str, list[str]] = graph.get("others", {})
+    usual = count - sum(map(len, others.values()))
+    yield from table([(f"{shown(graph['form'])}", plural(usual, "tensor"))])
+    yield from table(
+        (shown(int(n)), f"{plural(len(names), 'tensor')}: {listed(names, 2)}") for n, names in others.items()
+    )
+    yield from table(
+        (name, digest, "first model" if digest == graph["primary"] else "") for digest, name in label.items()
+    )
+
+
+def _short(n: int) -> str:
+    for size, unit in ((10**9, "billion"), (10**6, "million")):
+        if n >= size:
+            return f"{n / size:.2f} {unit}"
+    return f"{n:,}"
+
+
+def _shares(sums: Mapping[str, Mapping[str, int]]) -> str:
+    return ", ".join(
+        f"{label} ({plural(s['tensors'], 'tensor')}, {human_bytes(s['bytes'])})" for label, s in sums.items()
+    )
+
+
+def _clipped(value: str) -> str:
+    line = " ".join(value.split())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}… ({len(value):,} characters)"

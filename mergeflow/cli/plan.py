@@ -1,0 +1,129 @@
+"""`mergeflow plan`: what a build would do, and how, for people (or as JSON)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mergeflow.cli import options
+from mergeflow.cli.report import Screen
+from mergeflow.cli.text import listed, plural, print_json, table
+from mergeflow.tensors import human_bytes
+
+if TYPE_CHECKING:
+    from mergeflow.plan.planner import Plan
+
+SCHEMA = "mergeflow/plan/1"
+STEPS = 40  # shown without --all
+FORMS = 4
+
+
+@click.command()
+@options.recipe_argument
+@click.option("--all", "everything", is_flag=True, help=f"Show all steps, not only the first {STEPS}.")
+@options.force_option
+@options.recipe_options
+@options.machine_options
+@options.folder_options
+@options.json_option
+@options.debug_option
+def command(names: tuple[str, ...], everything: bool, as_json: bool, **given: Any) -> None:
+    """Show what a build of RECIPE would do: sources, params, the normal form of each step, and for each output whether
+    it would be built, why, from how many bytes, where and in how much memory.
+
+    Sources that are new to this machine are read once, to know them by their content. Nothing is computed.
+    """
+    with Screen() as screen:
+        project, outputs = options.open_project(names, screen, **given)
+        with project:
+            show(project.plan(outputs), screen, as_json=as_json, everything=everything)
+
+
+def show(plan: Plan, screen: Screen, *, as_json: bool, everything: bool = False) -> None:
+    from mergeflow.cli.describe import describe
+
+    data = describe(plan, None if everything else STEPS)
+    if as_json:
+        print_json(SCHEMA, **data, warnings=screen.warnings)
+    else:
+        click.echo("\n".join(_lines(data)))
+
+
+def _lines(data: dict[str, Any]) -> Iterator[str]:
+    yield "sources"
+    yield from table(_sources(data), right=(2, 3))
+    if data["params"] or data["profiles"]:
+        yield from ("", "params")
+        yield from table(_params(data))
+    if data["steps"]:
+        yield from ("", "steps")
+        yield from table(_steps(data))
+        if data["steps_left_out"]:
+            yield f"  … and {data['steps_left_out']:,} more (--all shows them)"
+    if data["unused_steps"]:
+        yield f"  used by none of these outputs: {listed(data['unused_steps'])}"
+    yield from ("", "outputs")
+    for output in data["outputs"]:
+        yield from _output(output)
+    for note in data["notes"]:
+        yield f"  note: {note}"
+    building = [o for o in data["outputs"] if o["build"]]
+    if not building:
+        yield "\nthere is nothing to build"
+    elif len(data["outputs"]) > 1:
+        read, wrote = (human_bytes(sum(o[key] for o in building)) for key in ("bytes_read", "bytes_written"))
+        yield f"\n{len(building):,} of {len(data['outputs']):,} to build: reads {read}, writes {wrote}"
+
+
+def _sources(data: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    for s in data["sources"]:
+        kind = "" if s["architecture"] == "unknown" else s["architecture"]
+        what = ", ".join([*s["dtypes"], *filter(None, [kind]), *(["a difference"] if s["kind"] == "delta" else [])])
+        yield s["name"], s["path"], plural(s["tensors"], "tensor"), human_bytes(s["bytes"]), what
+
+
+def _params(data: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    for name, value in data["params"].items():
+        yield name, f"= {value}"
+    for name, rows in data["profiles"].items():
+        for i, row in enumerate(rows):
+            yield "" if i else name, f"= {row['value']}", f"{row['selector']} ({plural(row['tensors'], 'tensor')})"
+
+
+def _steps(data: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    for step in data["steps"]:
+        if step["same_as"]:
+            yield step["name"], f"is {step['same_as']}"
+        elif not step["forms"]:
+            yield step["name"], "differs from tensor to tensor"
+        else:
+            for i, line in enumerate(step["forms"]):
+                yield "" if i else step["name"], f"= {line['form']}" + (f"  ({line['where']})" if line["where"] else "")
+
+
+def _output(output: dict[str, Any]) -> Iterator[str]:
+    verb = "build" if output["build"] else "keep "
+    yield f"  {verb}  {output['path']}: {output['reason']}"
+    if not output["build"]:
+        yield from (f"         note: {warning}" for warning in output["warnings"])
+        return
+    forms = output["forms"]
+    for line in forms[:FORMS]:
+        yield f"         = {line['form']}" + (f"  ({plural(line['tensors'], 'tensor')})" if len(forms) > 1 else "")
+    if len(forms) > FORMS:
+        yield f"         = … {len(forms) - FORMS:,} more forms"
+    counts = output["tensors"]
+    how = [f"{counts[word]:,} {word}" for word in ("computed", "cast", "copied", "zero") if counts.get(word)]
+    kind = "a difference; " if output["kind"] == "delta" else ""
+    yield f"         {kind}{plural(sum(counts.values()), 'tensor')} as in {output['primary']}: {', '.join(how)}"
+    sizes = f"writes {human_bytes(output['bytes_written'])}, reads {human_bytes(output['bytes_read'])}"
+    yield f"         {', '.join(output['dtypes'])}; {sizes}"
+    place = output["placement"]
+    tile = f"{place['strategy']}s of {place['tile'] // 1024:,} Ki elements"
+    yield (
+        f"         on {place['device']}: {plural(place['workers'], 'worker')}, {tile}, "
+        f"at most {human_bytes(place['peak'])} of memory"
+    )
+    yield from (f"         note: {warning}" for warning in output["warnings"])

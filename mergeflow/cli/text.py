@@ -1,0 +1,72 @@
+"""How things are written on the terminal: tables, counts, durations; and JSON, always one object with a schema."""
+
+from __future__ import annotations
+
+import json
+import os
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+
+def paint(text: str, **style: Any) -> str:
+    """Coloured, where the terminal shows colours (click strips them elsewhere) and NO_COLOR is not set."""
+    return text if os.environ.get("NO_COLOR") else click.style(text, **style)
+
+
+def json_text(schema: str, **fields: Any) -> str:
+    """Pure ASCII, so that no terminal or pipe can damage it."""
+    return json.dumps({"schema": schema, **fields}, indent=2)
+
+
+def print_json(schema: str, **fields: Any) -> None:
+    click.echo(json_text(schema, **fields))
+
+
+def plural(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def seconds(duration: float) -> str:
+    if duration < 10:
+        return f"{duration:.1f} s"
+    if duration < 100:
+        return f"{duration:.0f} s"
+    return f"{duration // 60:.0f} min {duration % 60:.0f} s"
+
+
+def listed(items: Sequence[str], limit: int = 6) -> str:
+    rest = f" and {len(items) - limit:,} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + rest
+
+
+def width(text: str) -> int:
+    """Columns on a terminal: Chinese and Japanese characters take two."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def table(
+    rows: Iterable[Sequence[str]], *, indent: str = "  ", right: Iterable[int] = (), limit: int = 48
+) -> list[str]:
+    """Lines in aligned columns; the last column is never padded, and no other wider than `limit`. Columns in `right`
+    are aligned on the right."""
+    cells = [tuple(row) for row in rows]
+    if not cells:
+        return []
+    count = max(map(len, cells))
+    widths = [min(limit, max((width(row[i]) for row in cells if i < len(row)), default=0)) for i in range(count)]
+    to_right = {i % count for i in right}
+    lines = []
+    for row in cells:
+        parts = [_padded(cell, widths[i], i in to_right, last=i == len(row) - 1) for i, cell in enumerate(row)]
+        lines.append(f"{indent}{'  '.join(parts)}".rstrip())
+    return lines
+
+
+def _padded(cell: str, columns: int, to_right: bool, *, last: bool) -> str:
+    space = " " * max(0, columns - width(cell))
+    return space + cell if to_right else cell if last else cell + space
