@@ -1,6 +1,7 @@
 """mergeflow: a build system for model merging.
 
     import mergeflow
+    mergeflow.load("recipe.yaml").plan()
     mergeflow.load("recipe.yaml").build()
     mergeflow.merge("a + (b - c) * 0.3", a="a.safetensors", b="b.safetensors", c="c.safetensors", out="mix.safetensors")
 
@@ -12,11 +13,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mergeflow.build.api import load, merge, plan
+    from mergeflow.build.api import load, merge
     from mergeflow.build.project import Project
     from mergeflow.build.settings import BuildResult, BuiltOutput, Settings
     from mergeflow.errors import MergeflowError
     from mergeflow.methods.registry import method
+    from mergeflow.plan.planner import Plan
 
 __version__ = "0.1.0"
 
@@ -24,25 +26,25 @@ __all__ = [
     "BuildResult",
     "BuiltOutput",
     "MergeflowError",
+    "Plan",
     "Project",
     "Settings",
     "__version__",
     "load",
     "merge",
     "method",
-    "plan",
 ]
 
 _HOME = {
     "load": "mergeflow.build.api",
     "merge": "mergeflow.build.api",
-    "plan": "mergeflow.build.api",
     "BuildResult": "mergeflow.build.settings",
     "BuiltOutput": "mergeflow.build.settings",
     "Project": "mergeflow.build.project",
     "Settings": "mergeflow.build.settings",
     "MergeflowError": "mergeflow.errors",
     "method": "mergeflow.methods.registry",
+    "Plan": "mergeflow.plan.planner",
 }
 
 

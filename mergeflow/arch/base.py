@@ -1,7 +1,9 @@
 """An architecture: which part of a model a tensor belongs to, and whether it is a buffer, told from its name.
 
-Both questions are asked once per tensor and model, so the patterns are compiled when the architecture is made. There
-are two kinds of pattern, chosen for what each can be answered with quickly:
+Parts are of two kinds: components (unet, vae) and, along the network, blocks (blocks.py).
+
+These questions are asked once per tensor and model, so the patterns are compiled when the architecture is made. There
+are two kinds of pattern here, chosen for what each can be answered with quickly:
 
     components   globs in which `*` stands for any text, dots included    model.diffusion_model.*
     buffers      a whole name, or `*` and an ending                       betas, *.position_ids
@@ -13,6 +15,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from mergeflow.arch.aliases import Aliases
+from mergeflow.arch.blocks import Layout
 from mergeflow.errors import UnknownName
 
 # Buffers of any model, known or not: numbers that code computed and stored beside the weights. An average of two
@@ -40,6 +44,8 @@ class Architecture:
     components: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     buffers: tuple[str, ...] = BUFFERS
+    layout: Layout = field(default=Layout(), repr=False)
+    aliases: Aliases = field(default=Aliases(), repr=False)
     _component: re.Pattern[str] = field(init=False, repr=False, compare=False)
     _by_index: tuple[str, ...] = field(init=False, repr=False, compare=False)
     _members: Mapping[str, frozenset[str]] = field(init=False, repr=False, compare=False)
@@ -67,6 +73,21 @@ class Architecture:
         """The component that the tensor belongs to, or None (a schedule, or a name from elsewhere)."""
         found = self._component.match(tensor)
         return self._by_index[found.lastindex] if found and found.lastindex else None
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The blocks, front to back, as far as all models of the architecture have them. A language model's layers are
+        not here, as their number differs: selectors.blocks_of tells the blocks of given tensors."""
+        return self.layout.names
+
+    @property
+    def block_groups(self) -> tuple[str, ...]:
+        """IN, M and OUT; or D and S; or layers."""
+        return self.layout.groups
+
+    def block(self, tensor: str) -> str | None:
+        """The block that the tensor belongs to, BASE where no other claims it, or None where no blocks are known."""
+        return self.layout.block(tensor)
 
     def matches(self, component_or_group: str, tensor: str) -> bool:
         """Whether the tensor belongs to that component, or to any of that group."""

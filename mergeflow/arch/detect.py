@@ -9,37 +9,65 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mergeflow.arch.aliases import Alias, Shape, canonical
 from mergeflow.arch.base import UNKNOWN, Architecture
 from mergeflow.arch.registry import PARTS, Rule, load, names
+
+Shapes = Mapping[str, Shape]
 
 WORDS = {"layout": "network", "text_encoder": "text encoder", "vae": "VAE"}
 
 
-def detect(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Architecture, str]:
+def detect(shapes: Shapes) -> tuple[Architecture, str]:
     """The architecture (UNKNOWN when nothing fits, or too much does) and the reason, in one line."""
     if not shapes:
         return UNKNOWN, "there are no tensors"
+    architecture, reason = _decide(dict.fromkeys(names(), shapes))
+    return architecture, reason or f"no architecture has tensors like {min(shapes)}"
+
+
+def recognise(shapes: Shapes) -> tuple[Architecture, str, Mapping[str, Alias]]:
+    """As detect, but also for files under names of other tools; and what their tensors are called here."""
+    architecture, reason = detect(shapes)
+    if architecture is UNKNOWN and shapes:
+        aliases = {name: canonical(load(name)[0].aliases, shapes) for name in names()}
+        renamed = {name: _renamed(shapes, found) for name, found in aliases.items() if found}
+        architecture, why = _decide(renamed)
+        if architecture is UNKNOWN:
+            return UNKNOWN, why or reason, {}
+        return architecture, f"under names of other tools, {why}", aliases[architecture.name]
+    return architecture, reason, canonical(architecture.aliases, shapes)
+
+
+def _renamed(shapes: Shapes, aliases: Mapping[str, Alias]) -> Shapes:
+    pairs = (aliases.get(name, (name, shape)) for name, shape in shapes.items())
+    return dict(pairs)
+
+
+def _decide(shapes: Mapping[str, Shapes]) -> tuple[Architecture, str]:
+    """Among the architectures given, each with the tensors as it would call them; no reason where nothing fits."""
     for part in PARTS:
         fitting = _fitting(part, shapes)
         if len(fitting) == 1:
             architecture, rule = fitting[0]
-            return architecture, _reason(rule, shapes)
+            return architecture, _reason(rule, shapes[architecture.name])
         if fitting:
             return UNKNOWN, f"its {WORDS.get(part, part)} fits {_listed([a.name for a, _ in fitting])} alike"
-    return UNKNOWN, f"no architecture has tensors like {min(shapes)}"
+    return UNKNOWN, ""
 
 
-def _fitting(part: str, shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[Architecture, Rule]]:
+def _fitting(part: str, shapes: Mapping[str, Shapes]) -> list[tuple[Architecture, Rule]]:
     """Each architecture that fits by this part, with the first of its rules that does."""
     found = []
-    for architecture, rules in map(load, names()):
-        rule = next((r for r in rules if r.part == part and r.fits(shapes)), None)
+    for name, renamed in shapes.items():
+        architecture, rules = load(name)
+        rule = next((r for r in rules if r.part == part and r.fits(renamed)), None)
         if rule:
             found.append((architecture, rule))
     return found
 
 
-def _reason(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> str:
+def _reason(rule: Rule, shapes: Shapes) -> str:
     tensor, pattern = rule.has[0]
     size = "×".join(map(str, shapes[tensor]))
     return f"{rule.why}: {tensor} is {size}" if pattern else f"{rule.why}: it has {tensor}"

@@ -10,7 +10,6 @@ from pathlib import Path
 from mergeflow.build.project import Project
 from mergeflow.build.settings import BuildResult, Settings
 from mergeflow.events import Reporter, silent
-from mergeflow.plan.planner import Plan
 from mergeflow.recipe import from_command
 from mergeflow.recipe import load as load_recipe
 
@@ -40,12 +39,6 @@ def load(
     overrides = {name: str(value) for name, value in (set or {}).items()}
     files = {name: os.fspath(file) for name, file in (sources or {}).items()}
     return Project(load_recipe(Path(path), overrides, files), settings, report)
-
-
-def plan(path: PathLike, *, settings: Settings | None = None, report: Reporter = silent) -> Plan:
-    """What a build of a recipe would do; hashes sources that are new to this machine, computes nothing."""
-    with load(path, settings=settings, report=report) as project:
-        return project.plan()
 
 
 def merge(

@@ -5,7 +5,7 @@
 - options: options that several commands take, and opening a project with them
 - report: what happens during a build, on stderr (live: the line that moves, the only module with rich)
 - text: tables, counts, JSON
-- describe: a plan as plain data, which `plan` prints
+- describe: a plan as plain data, which `plan` prints; forms: its normal forms as text
 
 Whatever costs time to import is imported inside functions: `mergeflow --version` must be quick, and so must a build
 that has nothing to do.

@@ -27,6 +27,7 @@ SCHEMA = "mergeflow/build/1"
 @click.option("-k", "--keep-going", is_flag=True, help="After a failure, make the other outputs all the same.")
 @options.force_option
 @options.recipe_options
+@options.locked_option
 @options.machine_options
 @options.folder_options
 @options.json_option

@@ -9,7 +9,6 @@ import click
 from mergeflow.cli import options
 from mergeflow.cli.report import Screen
 from mergeflow.cli.text import print_json, table
-from mergeflow.errors import UnknownName
 
 if TYPE_CHECKING:
     from mergeflow.plan.planner import OutputPlan, Plan
@@ -22,6 +21,7 @@ SCHEMA = "mergeflow/explain/1"
 @click.option("--key", is_flag=True, help="Print the text that the key of one output is the hash of.")
 @click.option("--tensor", metavar="NAME", help="With --key: of one of its tensors.")
 @options.recipe_options
+@options.locked_option
 @options.folder_options
 @options.json_option
 @options.debug_option
@@ -53,18 +53,11 @@ def command(names: tuple[str, ...], key: bool, tensor: str | None, as_json: bool
 def preimage(plan: Plan, output: OutputPlan, tensor: str | None) -> tuple[str, str]:
     """The text behind the key of an output, or of one of its tensors; and the key."""
     from mergeflow.plan.embed import file_preimage
-    from mergeflow.plan.lower import Lowering
-    from mergeflow.tensors import DType
+    from mergeflow.plan.planner import tensor_preimage
 
     if tensor is None:
         return file_preimage(list(output.works), output.layout), output.key
-    resolved = output.resolved
-    names = [spec.name for spec in resolved.specs]
-    if tensor not in names:
-        raise UnknownName(f"tensor of {output.path}", tensor, names)
-    compute = plan.bound.recipe.options.compute
-    lowering = Lowering(plan.facts, compute if isinstance(compute, DType) else None)
-    text = lowering.preimage(resolved, plan.bound.outputs[output.path][1].dtype, names.index(tensor))
+    text = tensor_preimage(plan, output, tensor)
     return text, next(work.key for work in output.works if work.name == tensor)
 
 

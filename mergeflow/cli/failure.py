@@ -57,7 +57,8 @@ def tell(error: BaseException, arguments: Sequence[str]) -> int:
     failed = judge(error)
     if failed.trace or "--debug" in flags:
         click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
-    click.echo(f"mergeflow: {paint(failed.label, fg='red', bold=True)}{shown(failed)}", err=True)
+    label = f"{paint(failed.label, fg='red', bold=True)} " if failed.label else ""
+    click.echo(f"mergeflow: {label}{shown(failed)}", err=True)
     if "--json" in flags:
         place = failed.place and {name: getattr(failed.place, name) for name in ("file", "line", "column", "text")}
         click.echo(
@@ -69,22 +70,22 @@ def tell(error: BaseException, arguments: Sequence[str]) -> int:
 def judge(error: BaseException) -> Failure:
     """What an error is to the person at the terminal."""
     if isinstance(error, MergeflowError):
-        return Failure("error: ", error.message, error.exit_code, error.place, error.hint)
+        return Failure("error:", error.message, error.exit_code, error.place, error.hint)
     if isinstance(error, click.UsageError):
         hint = f"`{error.ctx.command_path} --help` says what it takes" if error.ctx else ""
-        return Failure("error: ", _sentence(error.format_message()), 2, hint=hint)
+        return Failure("error:", _sentence(error.format_message()), 2, hint=hint)
     if isinstance(error, click.ClickException):
-        return Failure("error: ", _sentence(error.format_message()), 2)
+        return Failure("error:", _sentence(error.format_message()), 2)
     if isinstance(error, Terminated):
         return Failure("", "terminated", 143)
     if isinstance(error, KeyboardInterrupt | EOFError):
         return Failure("", "interrupted", 130)
     if isinstance(error, MemoryError):
-        return Failure("error: ", "there is not enough memory", 7, hint="--memory 1GB, or fewer --jobs, needs less")
+        return Failure("error:", "there is not enough memory", 7, hint="--memory 1GB, or fewer --jobs, needs less")
     if isinstance(error, OSError) and error.filename is not None:
-        return Failure("error: ", f"{os.fsdecode(error.filename)}: {error.strerror}", 7)
+        return Failure("error:", f"{os.fsdecode(error.filename)}: {error.strerror}", 7)
     kind = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return Failure("bug: ", kind, 70, hint="please report this, with all that is printed above", trace=True)
+    return Failure("bug:", kind, 70, hint="please report this, with all that is printed above", trace=True)
 
 
 def shown(failed: Failure) -> str:

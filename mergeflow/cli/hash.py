@@ -36,7 +36,7 @@ def command(files: tuple[Path, ...], only: str | None, as_json: bool) -> None:
     from mergeflow.sources.memo import Memo, default_folder
 
     found = {}
-    with Screen() as screen, closing(Memo(default_folder(), screen.warn)) as memo:
+    with Screen(brief=True) as screen, closing(Memo(default_folder(), screen.warn)) as memo:
         for file in files:
             found[file] = hashes(file, only, memo, screen)
     if as_json:
@@ -46,7 +46,8 @@ def command(files: tuple[Path, ...], only: str | None, as_json: bool) -> None:
     else:
         for file, values in found.items():
             click.echo(str(file))
-            click.echo("\n".join(table((name, value or "-", LABELS[name]) for name, value in values.items())))
+            rows = [(name, value or "-", LABELS[name]) for name, value in values.items()]
+            click.echo("\n".join(table(rows, limit=80)))
 
 
 def hashes(file: Path, only: str | None, memo: Memo, screen: Screen) -> dict[str, str | None]:

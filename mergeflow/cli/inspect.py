@@ -93,11 +93,12 @@ def _lines(data: dict[str, Any], tensors: bool) -> Iterator[str]:
     yield data["file"]
     count = len(data["tensors"])
     size = f"{human_bytes(data['bytes'])} ({data['bytes']:,} bytes)"
+    title = data["architecture_title"] if data["components"] else data["architecture"]
     facts = [
         ("size", size),
         ("tensors", f"{count:,}, {_short(data['parameters'])} parameters"),
         ("dtypes", _shares(data["dtypes"])),
-        ("architecture", f"{data['architecture_title']}: {data['architecture_reason']}"),
+        ("architecture", f"{title}: {data['architecture_reason']}"),
     ]
     if data["digest"]:
         facts.append(("digest", f"{data['digest']} (as claimed; `mergeflow verify` checks it)"))
@@ -126,25 +127,27 @@ def _made_of(graph: Mapping[str, Any], count: int) -> Iterator[str]:
     from mergeflow.plan.text import join_terms
 
     forms: list[Any] = graph["forms"]
-    digests = dict.fromkeys(name for form in forms for _, name in form["terms"] if name.startswith("b3:"))
-    label = {digest: f"s{i}" for i, digest in enumerate(digests, 1)}
+    leaves = list(dict.fromkeys(name for form in forms for _, name in form["terms"]))
+    label = {digest: f"s{i}" for i, digest in enumerate((n for n in leaves if n.startswith("b3:")), 1)}
+    rounded = {name: f"r{i}" for i, name in enumerate((n for n in leaves if n.startswith("round ")), 1)}
 
     def shown(number: int) -> str:
         over = int(forms[number]["over"])
-        terms = [
-            (Fraction(int(n), over), label.get(name, name.replace(" ", "_"))) for n, name in forms[number]["terms"]
-        ]
-        return join_terms(terms)
+        names = {**label, **rounded}
+        return join_terms([(Fraction(int(n), over), names.get(name, name)) for n, name in forms[number]["terms"]])
 
     others: dict[str, list[str]] = graph.get("others", {})
     usual = count - sum(map(len, others.values()))
-    yield from table([(f"{shown(graph['form'])}", plural(usual, "tensor"))])
-    yield from table(
-        (shown(int(n)), f"{plural(len(names), 'tensor')}: {listed(names, 2)}") for n, names in others.items()
-    )
-    yield from table(
-        (name, digest, "first model" if digest == graph["primary"] else "") for digest, name in label.items()
-    )
+    rows = [(plural(usual, "tensor"), f"= {shown(graph['form'])}")]
+    for n, names in others.items():
+        rows.append((plural(len(names), "tensor"), f"= {shown(int(n))}  ({listed(names, 1)})"))
+    for name, short in rounded.items():
+        _, dtype, inner = name.split(" ")
+        rows.append((short, f"= {shown(int(inner))}, rounded to {dtype}"))
+    yield from table(rows)
+    first = graph["primary"]
+    sources = [(name, digest, "the first model" if digest == first else "") for digest, name in label.items()]
+    yield from table(sources, limit=80)
 
 
 def _short(n: int) -> str:

@@ -17,13 +17,24 @@ from rich.progress import (
 )
 from rich.table import Column
 from rich.text import Text
+from rich.theme import Theme
+
+CALM = Theme(
+    {
+        "bar.complete": "cyan",
+        "bar.finished": "cyan",
+        "progress.download": "none",
+        "progress.data.speed": "none",
+        "progress.remaining": "none",
+    }
+)
 
 
 class Line:
     """Drawn eight times a second by a thread of its own, until `stop` removes it."""
 
     def __init__(self, text: str, total: int, done: Callable[[], int]) -> None:
-        self._console = Console(file=sys.stderr, highlight=False)
+        self._console = Console(file=sys.stderr, highlight=False, theme=CALM)
         columns = (
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
             BarColumn(bar_width=24),

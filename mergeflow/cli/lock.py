@@ -32,20 +32,19 @@ def command(recipe: str | None, check: bool, as_json: bool, **given: Any) -> Non
     """
     from mergeflow.provenance import lock as locks
 
-    given["locked"] = False
     with Screen() as screen:
         project, _ = options.open_project((recipe,) if recipe else (), screen, **given)
         with project:
             path = project.lock_file()
             old = locks.read(path) if check or path.exists() else locks.Lock()
             new = keep_expected(old, project.make_lock())
-    changes = differences(old, new)
-    if not check and (changes or not path.exists()):
+    changes, first = differences(old, new), not path.exists()
+    if not check and (changes or first):
         locks.write(new, path)
     unbuilt = sum(output.digest is None for output in new.outputs.values())
     if as_json:
         print_json(SCHEMA, file=str(path), changes=changes, written=not check and bool(changes), not_built=unbuilt)
-    else:
+    elif not first:
         for line in changes:
             click.echo(f"  {line}")
     if check and changes:
@@ -57,8 +56,8 @@ def command(recipe: str | None, check: bool, as_json: bool, **given: Any) -> Non
     if not as_json:
         what = f"{plural(len(new.sources), 'source')}, {plural(len(new.outputs), 'output')}"
         what += f" ({unbuilt:,} of them not built yet)" if unbuilt else ""
-        done = "holds" if check else "wrote" if changes else "unchanged:"
-        click.echo(f"{path} holds: {what}" if check else f"{done} {path}: {what}")
+        done = f"{path} holds" if check else f"wrote {path}" if changes else f"{path} is unchanged"
+        click.echo(f"{done}: {what}")
 
 
 def keep_expected(old: Lock, new: Lock) -> Lock:
@@ -85,7 +84,7 @@ def differences(old: Lock, new: Lock) -> list[str]:
             lines += [
                 f"{kind} {name}: {field}: {_short(was[field])} → {_short(now[field])}"
                 for field in was
-                if was[field] != now[field]
+                if was[field] != now[field] and not (field == "digest" and was.get("key") != now.get("key"))
             ]
     return lines
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ import click
 from mergeflow.cli import options
 from mergeflow.cli.build import run
 from mergeflow.cli.report import Screen
-from mergeflow.errors import RecipeError
+from mergeflow.errors import MergeflowError, MissingInput, RecipeError
 
 if TYPE_CHECKING:
     from mergeflow.recipe import Recipe
@@ -54,16 +56,33 @@ def command(
         twice = next(name for name, _ in names if [n for n, _ in names].count(name) > 1)
         raise RecipeError(f"{twice} is given twice")
     root, path = _root(Path(output))
-    recipe = from_command(expression, texts, path, dtype)
+    with _in_its_words():
+        recipe = from_command(expression, texts, path, dtype)
     saved = _to_save(save_recipe, expression, texts, path, dtype) if save_recipe else None
     if not given["cache"] and not os.environ.get("MERGEFLOW_CACHE"):
         given["cache"] = Path("cache")
-    with Screen() as screen, Project(recipe, options.settings(output_root=root, **given), screen) as project:
+    settings = options.settings(output_root=root, **given)
+    with Screen() as screen, _in_its_words(), Project(recipe, settings, screen) as project:
         run(project, (), screen, began, dry_run=dry_run, as_json=as_json)
         if save_recipe and saved and not dry_run and not save_recipe.exists():
             from mergeflow.build.project import save_recipe as save
 
             save(saved, save_recipe)
+
+
+@contextlib.contextmanager
+def _in_its_words() -> Iterator[None]:
+    """Errors without places in a recipe that nobody wrote, and without hints at options that `merge` has not."""
+    from mergeflow.recipe.command import FILE
+
+    try:
+        yield
+    except MergeflowError as error:
+        if error.place is not None and error.place.file == FILE:
+            error.place = None
+        if isinstance(error, MissingInput):
+            error.hint = ""
+        raise
 
 
 def _root(output: Path) -> tuple[Path, str]:

@@ -43,6 +43,7 @@ def _apply(options: Sequence[Callable[[F], F]], function: F) -> F:
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+locked_option = click.option("--locked", is_flag=True, help="Refuse sources and results that differ from the lock.")
 recipe_argument = click.argument("names", nargs=-1, metavar="[RECIPE] [OUTPUT]...")
 force_option = click.option("--force", is_flag=True, help="Build what is up to date, overwrite what is not ours.")
 dry_run_option = click.option("-n", "--dry-run", is_flag=True, help="Print the plan, build nothing.")
@@ -60,7 +61,6 @@ def recipe_options(function: F) -> F:
             metavar="NAME=PATH",
             help="Use another file; relative to the current folder.",
         ),
-        click.option("--locked", is_flag=True, help="Refuse sources and results that differ from the lock."),
     )
     return _apply(options, function)
 
@@ -68,7 +68,10 @@ def recipe_options(function: F) -> F:
 def cache_option(function: F) -> F:
     folder = click.Path(file_okay=False, path_type=Path)
     return click.option(
-        "--cache", type=folder, metavar="FOLDER", help="Where built outputs are recorded. [default: cache]"
+        "--cache",
+        type=folder,
+        metavar="FOLDER",
+        help="Where built outputs are recorded. [default: cache/ in the output root]",
     )(function)
 
 

@@ -25,6 +25,7 @@ FORMS = 4
 @click.option("--all", "everything", is_flag=True, help=f"Show all steps, not only the first {STEPS}.")
 @options.force_option
 @options.recipe_options
+@options.locked_option
 @options.machine_options
 @options.folder_options
 @options.json_option

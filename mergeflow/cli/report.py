@@ -27,9 +27,11 @@ _DONE = {"hashing": "hashed", "merging": "built"}
 
 
 class Screen:
-    """A Reporter that writes on stderr. `warnings` are those seen so far. To be used in a with statement."""
+    """A Reporter that writes on stderr. `warnings` are those seen so far. A `brief` one leaves out the lines of phases
+    that ended, for commands that say the same themselves. To be used in a with statement."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, brief: bool = False) -> None:
+        self._brief = brief
         self.warnings: list[str] = []
         self._lock = threading.Lock()
         self._done = 0
@@ -81,7 +83,8 @@ class Screen:
             self._finished(_DONE.get(event.verb, event.verb), total, self._took, event.subject)
 
     def _finished(self, verb: str, nbytes: int, took: float, what: str) -> None:
-        self.say(f"  {verb:<6} {human_bytes(nbytes):>8}  {seconds(took):>7}  {what}")
+        if not self._brief:
+            self.say(f"  {verb:<6} {human_bytes(nbytes):>8}  {seconds(took):>7}  {what}")
 
     def _stop(self) -> None:
         if self._line is not None:

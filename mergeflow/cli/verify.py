@@ -62,7 +62,7 @@ def command(files: tuple[Path, ...], recipe: Path | None, lock_file: Path | None
         raise click.UsageError(f"{named} is a recipe: mergeflow verify --recipe {named}")
     from mergeflow.provenance import lock as locks
 
-    with Screen() as screen:
+    with Screen(brief=True) as screen:
         lock = locks.read(lock_file) if lock_file else None
         verdicts = []
         if recipe is not None:
@@ -87,10 +87,10 @@ def _recipe(recipe: Path, lock: Lock | None, screen: Screen, given: dict[str, An
         if lock is not None:
             for source in project.bound.sources:
                 locked = lock.sources.get(source.name)
-                yield check(source.path, {locked.digest: f"source {source.name}"} if locked else {}, screen)
+                yield check(source.path, {locked.digest: source.name} if locked else {}, screen)
         for path in project.bound.outputs:
             output = lock.outputs.get(path) if lock else None
-            expected = {output.digest: f"output {path}"} if output and output.digest else {}
+            expected = {output.digest: path} if output and output.digest else {}
             yield check(project.settings.output_root / path, expected, screen, shown=path)
 
 
@@ -99,9 +99,9 @@ def expected_of(lock: Lock | None, file: Path) -> dict[str, str]:
     if lock is None:
         return {}
     outputs = {path: o.digest for path, o in lock.outputs.items() if o.digest}
-    named = {digest: f"output {path}" for path, digest in outputs.items() if Path(path).name == file.name}
-    sources = {s.digest: f"source {name}" for name, s in lock.sources.items()}
-    return named or {**sources, **{digest: f"output {path}" for path, digest in outputs.items()}}
+    named = {digest: path for path, digest in outputs.items() if Path(path).name == file.name}
+    sources = {s.digest: name for name, s in lock.sources.items()}
+    return named or {**sources, **{digest: path for path, digest in outputs.items()}}
 
 
 def check(file: Path, expected: dict[str, str], screen: Screen, shown: str = "") -> Verdict:
@@ -121,12 +121,12 @@ def check(file: Path, expected: dict[str, str], screen: Screen, shown: str = "")
     if claimed is not None and claimed != digest:
         return Verdict(name, DAMAGED, f"its tensors are {_short(digest)}, it claims to be {_short(claimed)}", digest)
     if expected and digest not in expected:
-        whose = next(iter(expected.values())) if len(expected) == 1 else "nothing in it"
-        locked = f"{whose} must be {_short(next(iter(expected)))}" if len(expected) == 1 else f"{whose} is that"
-        return Verdict(name, DIFFERS, f"it is {_short(digest)}; by the lock, {locked}", digest)
-    held = [*(["as it claims"] if claimed else []), *([f"as locked for {expected[digest]}"] if expected else [])]
+        one = next(iter(expected.items())) if len(expected) == 1 else None
+        locked = f"the lock says {_short(one[0])} ({one[1]})" if one else "which is none that the lock names"
+        return Verdict(name, DIFFERS, f"it is {_short(digest)}, {locked}", digest)
+    held = [*(["as it claims"] if claimed else []), *([f"as locked ({expected[digest]})"] if expected else [])]
     if held:
-        return Verdict(name, OK, f"{_short(digest)}, {' and '.join(held)}", digest)
+        return Verdict(name, OK, f"{_short(digest)}, {', '.join(held)}", digest)
     return Verdict(name, UNKNOWN, f"{_short(digest)}; it claims nothing, and no lock knows it", digest)
 
 

@@ -21,7 +21,7 @@ from mergeflow.formats.scan import Content, Scan
 from mergeflow.formats.workers import Queue, drain
 from mergeflow.plan.embed import DIGEST
 from mergeflow.plan.planner import OutputPlan, Plan
-from mergeflow.plan.program import COPY, ZERO, Program
+from mergeflow.plan.program import CONSTANT, COPY, ZERO, Program
 from mergeflow.plan.units import Unit
 from mergeflow.tensors import DType
 
@@ -122,6 +122,8 @@ def run_unit(
         for read in unit.reads:
             files[read.source].read_into(worker.out[read.at : read.at + read.nbytes].data, read.offset)
         data = worker.out[: unit.block.nbytes]
+    elif unit.program == CONSTANT:
+        data = np.frombuffer(bytearray(unit.data), np.uint8)
     elif unit.program == ZERO:
         data = worker.out[: unit.block.nbytes]
         data[:] = 0

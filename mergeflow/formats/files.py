@@ -99,7 +99,7 @@ class ReadFile:
             raise MissingInput(f"{path}: is a folder, not a file")
         try:
             fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise MissingInput(f"{path}: there is no such file") from None
         except OSError as error:
             raise explain_os_error(error, "opening it", path) from error
@@ -174,6 +174,9 @@ class PartFile:
         except OSError as error:
             self.discard()
             raise explain_os_error(error, f"reserving {human_bytes(size)}", final) from error
+        except BaseException:  # interrupted while space was being reserved, which takes a moment
+            self.discard()
+            raise
 
     def write(self, view: memoryview, offset: int) -> None:
         assert self._io is not None

@@ -15,25 +15,37 @@ from math import lcm
 from typing import Any
 
 from mergeflow.digest import NUMERICS, action_key
+from mergeflow.errors import RecipeError
 from mergeflow.formats.layout import LAYOUT, Layout
 from mergeflow.ir.forms import Form, Rounded, inner_first
 from mergeflow.plan.program import TensorWork
 from mergeflow.plan.resolve import Facts, Resolved
 from mergeflow.tensors import DType
 
-GRAPH, DIGEST, KIND = "mergeflow", "mergeflow.digest", "mergeflow.kind"
+GRAPH, DIGEST, KIND, RECIPE = "mergeflow", "mergeflow.digest", "mergeflow.kind", "mergeflow.recipe"
 SCHEMA = "mergeflow/graph/1"
 UNKNOWN_DIGEST = "b3:" + "0" * 64
 
 
 def metadata(
-    resolved: Resolved, facts: Facts, dtype: DType | None, compute: DType | None, own: Mapping[str, str]
-) -> dict[str, str]:
-    """A file's whole metadata, with the digest still to be filled in. `own` is the recipe's `metadata:`."""
+    resolved: Resolved, facts: Facts, dtype: DType | None, compute: DType | None, own: Mapping[str, str],
+    recipe: str | None = None,
+) -> dict[str, str]:  # fmt: skip
+    """A file's whole metadata, with the digest still to be filled in. `own` is the recipe's `metadata:`, `recipe` its
+    text where the output has `embed: recipe`.
+
+    Raises:
+        RecipeError: an entry of `own` that would pass for one of mergeflow's.
+    """
+    for name in own:
+        if name == GRAPH or name.startswith(f"{GRAPH}."):
+            raise RecipeError(f"metadata: {name} is written by mergeflow itself", hint="choose another name")
     graph = json.dumps(canonical_graph(resolved, facts, dtype, compute), separators=(",", ":"), ensure_ascii=False)
     result = {"format": "pt", **own, GRAPH: graph, DIGEST: UNKNOWN_DIGEST}
     if resolved.delta:
         result[KIND] = "delta"
+    if recipe is not None:
+        result[RECIPE] = recipe
     return result
 
 

@@ -183,15 +183,15 @@ def _bind(method: Method, positional: list[Value], named: Mapping[str, Value], p
     for p in method.parameters:
         if not rest:
             break
-        if p.kind == "Models" and not isinstance(rest[0], list):  # average(a, b, c) as well as average([a, b, c])
-            count = next((i for i, v in enumerate(rest) if not isinstance(v, Scaled | Weighted)), len(rest))
+        if p.kind == "Models":  # average(a, b, c) as well as average([a, b, c])
+            count = next((i for i, v in enumerate(rest) if not isinstance(v, Scaled | Weighted | list)), len(rest))
             given[p.name] = rest[:count]
             del rest[:count]
         else:
             given[p.name] = rest.pop(0)
     if rest:
         raise RecipeError(
-            f"{method.name} takes at most {len(method.parameters)} arguments", place=place, hint=method.signature
+            f"{method.name} takes at most {_count(len(method.parameters))}", place=place, hint=method.signature
         )
     for name, value in named.items():
         if name not in by_name:
@@ -232,6 +232,10 @@ def _accept(method: Method, parameter: Parameter, value: Value, place: Place) ->
 
 def _refuse(expression: Expression, instr: Instr, message: str, hint: str = "") -> RecipeError:
     return RecipeError(message, place=expression.place(instr.offset), hint=hint)
+
+
+def _count(n: int) -> str:
+    return "one argument" if n == 1 else f"{n} arguments"
 
 
 def _what(value: object) -> str:

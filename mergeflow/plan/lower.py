@@ -47,14 +47,15 @@ class Lowering:
         self._numbers: dict[Program, int] = {}
         self._patterns: dict[tuple[object, ...], int] = {}
 
-    def output(self, resolved: Resolved, dtype: DType | None) -> Iterator[TensorWork]:
-        """The work of every tensor; `dtype` None keeps each tensor's own.
+    def output(self, resolved: Resolved, dtypes: Sequence[DType | None]) -> Iterator[TensorWork]:
+        """The work of every tensor; a dtype of None keeps the tensor's own.
 
         Raises:
             RecipeError: shapes or dtypes that do not go together; arithmetic on scaled quantised weights.
         """
         flat = [self._flat(form) for form in resolved.forms]
-        for spec, primary, case in zip(resolved.specs, resolved.primaries, resolved.cases, strict=True):
+        tensors = zip(resolved.specs, resolved.primaries, resolved.cases, dtypes, strict=True)
+        for spec, primary, case, dtype in tensors:
             if not spec.dtype.is_float or resolved.architecture.is_buffer(spec.name):
                 yield self._copy(spec, primary)
                 continue
@@ -134,8 +135,10 @@ class Lowering:
         result = values[id(form), target]
         name, shape = spec.name, spec.shape
         if result.operand is None:
-            key = action_key(f"{_head(target, target)}zeros {','.join(map(str, shape))}\n")
-            return TensorWork(name, target, shape, key, ZERO, ())
+            text = f"{_head(target, target)}zeros {','.join(map(str, shape))}\n"
+            if texts is not None:
+                texts.append(text)
+            return TensorWork(name, target, shape, action_key(text), ZERO, ())
         last = result.operand
         if last >= 0:
             source = self._facts[last]

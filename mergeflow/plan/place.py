@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from mergeflow.digest import CHUNK
 from mergeflow.errors import ResourceError
@@ -51,19 +52,26 @@ class Placement:
 
 
 def footprint(programs: Sequence[Program], works: Sequence[TensorWork]) -> Footprint:
-    used = {w.program for w in works}
-    inputs = max((sum(d.size for d in programs[p].inputs) for p in used if p >= 0), default=0)
-    registers = max((_registers(programs[p]) for p in used if p >= 0), default=0)
+    used = [programs[p] for p in sorted({w.program for w in works}) if p >= 0]
+    columns = zip_longest(*([d.size for d in p.inputs] for p in used), fillvalue=0)
+    inputs = sum(max(column) for column in columns)  # a buffer serves all programs, so the widest use of each counts
+    registers = _registers(used)
     output = max((w.dtype.size for w in works), default=1)
     smallest = min((w.dtype.size for w in works if w.program >= 0), default=output)
     wide = max((w.nbytes * (len(w.reads) + 2) * 4 for w in works if w.wide is not None), default=0)
     return Footprint(inputs, output, smallest, registers, wide, sum(w.nbytes for w in works))
 
 
-def _registers(program: Program) -> int:
-    """Accumulator and scratch in the widest compute dtype, and one register per inner op."""
-    widest = max(op.compute.size for op in program.ops)
-    return 2 * widest + sum(op.to.size for op in program.ops[:-1])
+def _registers(programs: Sequence[Program]) -> int:
+    """What a worker keeps per element of a tile: accumulator and scratch in each compute dtype, inner results, and one
+    float32 on the way into float64."""
+    kept = {("middle", 0, DType.F32)}
+    for program in programs:
+        for i, op in enumerate(program.ops):
+            kept |= {("total", 0, op.compute), ("scratch", 0, op.compute)}
+            if i < len(program.ops) - 1:
+                kept.add(("result", i, op.to))
+    return sum(dtype.size for _, _, dtype in kept)
 
 
 def place(need: Footprint, budget: Budget, *, device: str = "cpu", workers: int | None = None) -> Placement:

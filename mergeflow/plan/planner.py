@@ -8,7 +8,7 @@ from pathlib import Path
 
 import networkx as nx
 
-from mergeflow.errors import MergeflowError, RecipeError
+from mergeflow.errors import MergeflowError, RecipeError, UnknownName
 from mergeflow.formats.layout import Layout, canonical_order, lay_out
 from mergeflow.plan.bind import Bound
 from mergeflow.plan.embed import file_key, metadata
@@ -17,6 +17,7 @@ from mergeflow.plan.lower import Lowering, check_kinship, check_quantised
 from mergeflow.plan.place import Budget, Placement, footprint, place
 from mergeflow.plan.program import COPY, Program, TensorWork
 from mergeflow.plan.resolve import Facts, Resolved, check_claim, resolve_output, sources_of
+from mergeflow.plan.surgery import constant_preimage, constants, dtypes, trim
 from mergeflow.plan.units import Unit, cut
 from mergeflow.tensors import DType
 
@@ -84,7 +85,9 @@ def make_plan(bound: Bound, facts: Facts, request: Request) -> Plan:
         try:
             resolved = resolve_output(bound, node, facts)
             check_kinship(resolved, facts)
-            works = {w.name: w for w in lowering.output(resolved, output.dtype)}
+            resolved = trim(resolved, output)
+            works = {w.name: w for w in lowering.output(resolved, dtypes(resolved, output))}
+            works |= {w.name: w for w in constants(works.values(), output)}
         except RecipeError as error:
             if error.place is None:
                 error.place = output.expr.place(0)
@@ -92,7 +95,8 @@ def make_plan(bound: Bound, facts: Facts, request: Request) -> Plan:
         check_quantised(resolved, tuple(works.values()), facts)
         order = canonical_order((w.name, w.dtype, w.shape) for w in works.values())
         ordered = [works[name] for name, _, _ in order]
-        layout = lay_out(order, metadata(resolved, facts, output.dtype, compute, output.metadata))
+        text = bound.recipe.text if output.embed == "recipe" else None
+        layout = lay_out(order, metadata(resolved, facts, output.dtype, compute, output.metadata, text))
         now = snapshot(bound, path, resolved, facts)
         warnings = [*resolved.notes, *_nonfinite(bound, ordered, facts)]
         draft = OutputPlan(
@@ -185,6 +189,25 @@ def _direct(root: object, label: Mapping[int, str], own: str, bound: Bound) -> l
         else:
             stack += node.inputs()
     return found
+
+
+def tensor_preimage(plan: Plan, output: OutputPlan, name: str) -> str:
+    """The text whose hash is the key of one tensor of an output.
+
+    Raises:
+        UnknownName: the output has no such tensor.
+    """
+    resolved, declared = output.resolved, plan.bound.outputs[output.path][1]
+    set_outright = {w.name: w for w in constants(output.works, declared)}
+    if name in set_outright:
+        return constant_preimage(set_outright[name])
+    names = [spec.name for spec in resolved.specs]
+    if name not in names:
+        raise UnknownName(f"tensor of {output.path}", name, names)
+    compute = plan.bound.recipe.options.compute
+    lowering = Lowering(plan.facts, compute if isinstance(compute, DType) else None)
+    index = names.index(name)
+    return lowering.preimage(resolved, dtypes(resolved, declared)[index], index)
 
 
 def needed_sources(bound: Bound, outputs: Sequence[str]) -> list[int]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from mergeflow.tensors import DType, TensorSpec
 
-COPY, ZERO = -1, -2  # what a tensor's `program` can be instead of the number of one
+COPY, ZERO, CONSTANT = -1, -2, -3  # what a tensor's `program` can be instead of the number of one
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,7 @@ class TensorWork(NamedTuple):
     wide: Wide | None = None
     wide_inputs: tuple[bool, ...] = ()
     wide_dtype: DType | None = None
+    data: bytes = b""  # the whole of a CONSTANT
 
     @property
     def nbytes(self) -> int:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from mergeflow.digest import CHUNK
 from mergeflow.formats.blocks import Block
-from mergeflow.plan.program import COPY, Program, TensorWork, Wide
+from mergeflow.plan.program import CONSTANT, COPY, Program, TensorWork, Wide
 from mergeflow.tensors import DType, TensorSpec
 
 LONGEST = 4096  # tensors in one unit
@@ -38,6 +38,7 @@ class Unit(NamedTuple):
     wide: Wide | None = None
     wide_inputs: tuple[bool, ...] = ()
     wide_dtype: DType | None = None
+    data: bytes = b""
 
 
 def cut(
@@ -53,11 +54,14 @@ def cut(
         if not nbytes:
             continue
         sizes = _input_sizes(work, programs)
-        if work.wide is not None or nbytes > unit_bytes:
+        if work.wide is not None or nbytes > unit_bytes or work.program == CONSTANT:
             if open_unit is not None:
                 yield open_unit.close()
                 open_unit = None
-            if work.wide is not None:
+            if work.program == CONSTANT:
+                block = Block(spec.start, nbytes, spec.dtype, chunk, (*range(0, nbytes, CHUNK), nbytes))
+                yield Unit(CONSTANT, spec.elements, block, (), data=work.data)
+            elif work.wide is not None:
                 yield _whole(work, spec, chunk, sizes)
             else:
                 yield from _pieces(work, spec, chunk, sizes, unit_bytes)

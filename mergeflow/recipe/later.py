@@ -53,10 +53,7 @@ PARAM: Refusals = {
 STEP: Refusals = {
     "keep": (f"keep: {_NOT_YET}", "make it an output to keep it as a file"),
     "dtype": ("a step has no dtype", "round: rounds here, dtype: belongs to an output"),
-    "fix": (f"fix: {_NOT_YET}", ""),
-    "only": (f"only: {_NOT_YET}", ""),
-    "drop": (f"drop: {_NOT_YET}", ""),
-    "mark": (f"mark: {_NOT_YET}", ""),
+    **dict.fromkeys(("fix", "only", "drop", "mark"), ("{key}: is an option of an output", "write it there")),
     "files": (f"files: {_NOT_YET}", ""),
     "ema": SOURCE["ema"],
     "from": ("a step's expression is expr:", "from: belongs to an output"),
@@ -66,10 +63,6 @@ STEP: Refusals = {
 }
 
 OUTPUT: Refusals = {
-    "fix": (f"fix: {_NOT_YET}", ""),
-    "only": (f"only: {_NOT_YET}", ""),
-    "drop": (f"drop: {_NOT_YET}", ""),
-    "mark": (f"mark: {_NOT_YET}", ""),
     "keep": (f"keep: {_NOT_YET}", "an output is kept anyway"),
     "files": (f"files: {_NOT_YET}", "copy side files next to the output"),
     "shard_size": (f"shard_size: {_NOT_YET}", _FILES),

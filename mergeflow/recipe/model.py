@@ -112,6 +112,11 @@ class Output(_Value):
 
     expr: InstanceOf[Expression] = Field(description="The expression whose result is written.")
     dtype: DType | None = Field(default=None, description="The dtype of the file's floating point tensors.")
+    dtypes: dict[str, DType] = Field(default={}, description="Other dtypes, by component, block or name.")
+    only: tuple[str, ...] = Field(default=(), description="Selectors of the tensors to keep; all when none is given.")
+    drop: tuple[str, ...] = Field(default=(), description="Selectors of tensors to leave out.")
+    fix: tuple[str, ...] = Field(default=(), description="Known faults to repair: clip_position_ids.")
+    mark: tuple[str, ...] = Field(default=(), description="Empty tensors that loaders look for: v_pred, ztsnr.")
     metadata: dict[str, str] = Field(default={}, description="Entries for the file's own metadata.")
     like: str | None = Field(
         default=None, description="The model whose tensor names, integers and dtypes the result takes."

@@ -168,8 +168,13 @@ def _models() -> Schema:
 
 
 def _shared() -> Schema:
+    words: Schema = {"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]}
     return {
-        "dtype": _DTYPE,
+        "dtype": {"anyOf": [_DTYPE, {"type": "object", "minProperties": 1, "additionalProperties": _DTYPE}]},
+        "only": words,
+        "drop": words,
+        "fix": words,
+        "mark": words,
         "metadata": {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}},
         "replace": {"$ref": "#/$defs/replace"},
         "embed": {"enum": list(EMBED)},

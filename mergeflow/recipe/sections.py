@@ -32,8 +32,8 @@ from mergeflow.recipe.model import Options, Output, Param, ProfileEntry, Step
 from mergeflow.recipe.tokens import clip, normal_name
 
 STEP_KEYS = ("expr", "method", "round", "keep", "like", "replace", "note")  # no argument of a method is called so
-OUTPUT_KEYS = ("from", "dtype", "metadata", "like", "replace", "embed", "note")
-DEFAULT_KEYS = ("dtype", "metadata", "replace", "embed")
+OUTPUT_KEYS = ("from", "dtype", "only", "drop", "fix", "mark", "metadata", "like", "replace", "embed", "note")
+DEFAULT_KEYS = ("dtype", "only", "drop", "fix", "mark", "metadata", "replace", "embed")
 OPTION_KEYS = ("compute", "missing", "nonfinite")
 EMBED = ("sidecar", "recipe", "none")
 _NUMBER_LIST = re.compile(r"\s*-?[0-9.]+(?:\s*,\s*-?[0-9.]+){2,}\s*,?\s*")
@@ -202,9 +202,9 @@ def _output_values(node: nodes.Mapping) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, (_, value) in node.items.items():
         if key == "dtype":
-            if isinstance(value, nodes.Mapping):
-                raise value.error(later.not_yet("a dtype per component"), "give one dtype, for example dtype: float16")
-            values[key] = dtype(value, key)
+            values |= _dtypes(value)
+        elif key in ("only", "drop", "fix", "mark"):
+            values[key] = _words(value, key)
         elif key == "metadata":
             values[key] = _metadata(value)
         elif key == "like":
@@ -216,6 +216,20 @@ def _output_values(node: nodes.Mapping) -> dict[str, Any]:
         elif key == "note":
             values[key] = free_text(value, key)
     return values
+
+
+def _dtypes(node: nodes.Node) -> dict[str, Any]:
+    """One dtype, or one per selector with `default` for the rest (without it, the rest keeps its own)."""
+    if not isinstance(node, nodes.Mapping):
+        return {"dtype": dtype(node, "dtype"), "dtypes": {}}
+    found = {line_of_text(key, "a selector").strip(): dtype(value, "dtype") for key, value in node.items.values()}
+    return {"dtype": found.pop("default", None), "dtypes": found}
+
+
+def _words(node: nodes.Node, what: str) -> tuple[str, ...]:
+    """One word, or a list of them."""
+    items = node.items if isinstance(node, nodes.Sequence) else [node]
+    return tuple(line_of_text(item, what).strip() for item in items)
 
 
 def _metadata(node: nodes.Node) -> dict[str, str]:

@@ -70,8 +70,8 @@ class Memo:
             self._connection = sqlite3.connect(self._path, timeout=5, isolation_level=None, check_same_thread=False)
             self._connection.executescript(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
-            self._connection = None
-            if isinstance(error, sqlite3.DatabaseError) and "not a database" in str(error):
+            self.close()
+            if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
                 self._start_over()
             else:
                 self._warn(f"digests are not remembered: {self._path.name}: {error}")
@@ -84,7 +84,7 @@ class Memo:
             self._connection = sqlite3.connect(self._path, timeout=5, isolation_level=None, check_same_thread=False)
             self._connection.executescript(_SCHEMA)
         except sqlite3.Error:
-            self._connection = None
+            self.close()
 
     @contextlib.contextmanager
     def _database(self) -> Iterator[sqlite3.Connection | None]:
@@ -92,7 +92,7 @@ class Memo:
         try:
             yield self._connection
         except sqlite3.Error as error:
-            self._connection = None
+            self.close()
             if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
                 self._start_over()
             else:

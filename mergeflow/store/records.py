@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from mergeflow.errors import MergeflowError
 from mergeflow.formats.files import Fingerprint, write_text_file
 
 FORMAT = 1
@@ -100,6 +101,7 @@ class LocalRecords(Records):
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
         self._folder, self._warn = folder, warn
         self._connection: sqlite3.Connection | None = None
+        self._said: set[str] = set()
 
     def find(self, path: Path) -> OutputRecord | None:
         row = None
@@ -153,27 +155,48 @@ class LocalRecords(Records):
     @contextlib.contextmanager
     def _database(self, *, create: bool) -> Iterator[sqlite3.Connection | None]:
         """The open index, or None when there is none yet or it cannot be used. An error inside is a miss."""
+        for _ in (1, 2):  # a damaged index is removed by the first try
+            try:
+                if self._connection is None and (create or self._index.exists()):
+                    self._connection = self._open()
+                break
+            except (sqlite3.Error, OSError, MergeflowError) as error:
+                if not self._give_up(error):
+                    break
         try:
-            if self._connection is None and (create or self._index.exists()):
-                self._connection = self._open()
             yield self._connection
-        except (sqlite3.Error, OSError) as error:
-            self.close()
-            if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
-                self._warn(f"{self._index.name} in {self._folder.name}/ was damaged and is begun anew")
-                with contextlib.suppress(OSError):
-                    self._index.unlink()
-            else:
-                self._warn(f"what is built is not remembered: {self._folder.name}/{self._index.name}: {error}")
+        except sqlite3.Error as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> bool:
+        """Close the index; remove it when it is damaged, and only then return True."""
+        self.close()
+        if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+            self._say(f"{self._index.name} in {self._folder.name}/ was damaged and is begun anew")
+            with contextlib.suppress(OSError):
+                self._index.unlink()
+            return True
+        self._say(f"what is built is not remembered: {self._folder.name}/{self._index.name}: {error}")
+        return False
+
+    def _say(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            self._warn(message)
 
     def _open(self) -> sqlite3.Connection:
         if not self._folder.exists():
             self._folder.mkdir(parents=True)
             write_text_file(self._folder / ".gitignore", "*\n")
+        if not (self._folder / "CACHEDIR.TAG").exists():
             write_text_file(self._folder / "CACHEDIR.TAG", _TAG)
-            write_text_file(self._folder / "VERSION", f"{FORMAT}\n")
         connection = sqlite3.connect(self._index, timeout=10, isolation_level=None, check_same_thread=False)
         connection.execute("pragma journal_mode = delete")  # WAL needs shared memory, which network folders have not
+        (version,) = connection.execute("pragma user_version").fetchone()
+        if version not in (0, FORMAT):
+            connection.close()
+            raise MergeflowError(f"it is of version {version}, this mergeflow writes version {FORMAT}")
+        connection.execute(f"pragma user_version = {FORMAT}")
         connection.executescript(_SCHEMA)
         return connection
 

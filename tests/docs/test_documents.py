@@ -1,4 +1,4 @@
-"""What the documents show works: recipes are built, errors are the ones printed, links and lists agree with the code."""
+"""What the documents show works: recipes are built, errors are those printed, links and lists agree with the code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from support.tiny_models import SD1, settings, write_model, write_sources
 
 import mergeflow
 from mergeflow import MergeflowError, Project
+from mergeflow.methods import registry
 from mergeflow.recipe import Recipe, loads
+from mergeflow.sources import memo
+from mergeflow.store import records
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -99,11 +102,14 @@ def plan_over_models(text: str, folder: Path) -> None:
         project.plan()
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if "```python" in p.read_text(encoding="utf-8")], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if "```python" in p.read_text(encoding="utf-8")], ids=lambda p: p.name
+)
 def test_the_python_shown_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of a page in one go, each block with what the ones before it left; printed lines are compared."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MERGEFLOW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(registry, "_registered", dict(registry.built_in()))  # what the page declares stays on the page
     for name in "abc":
         write_model(tmp_path / f"{name}.safetensors", SD1, seed=name)
     (tmp_path / "mix.yaml").write_text(
@@ -125,7 +131,7 @@ def test_the_readme_commands_run_as_they_stand(tmp_path: Path) -> None:
     (tmp_path / "mix.yaml").write_text(recipe)
     for name in ("anything", "nai", "sfw", "gape"):
         write_model(tmp_path / f"{name}.safetensors", SD1, seed=name)
-    lines = [line for s in snippets("sh") if s.page == page for line in s.text.splitlines()]
+    lines = [line for s in snippets("sh") if s.page == page for line in s.text.replace("\\\n", " ").splitlines()]
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("mergeflow ")]
     assert [command[1] for command in commands] == ["plan", "build", "build", "explain", "merge"]
     answers = []
@@ -134,7 +140,12 @@ def test_the_readme_commands_run_as_they_stand(tmp_path: Path) -> None:
             before = (tmp_path / "mix.safetensors").read_bytes()
             (tmp_path / "mix.safetensors").unlink()
         done = subprocess.run(
-            [sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=False
+            [sys.executable, "-m", *command],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            check=False,
         )
         assert done.returncode == 0, f"{command}: {done.stderr}"
         answers.append(done.stdout + done.stderr)
@@ -143,8 +154,17 @@ def test_the_readme_commands_run_as_they_stand(tmp_path: Path) -> None:
     assert (tmp_path / "mix.safetensors").read_bytes() == before, "the expression makes the same bytes as the recipe"
 
 
+def test_what_is_generated_is_up_to_date() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "docs.generate", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_layers_of_the_architecture_are_those_that_are_checked() -> None:
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
     (layers,) = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
     page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     (shown,) = [block[3].split("\n")[:-1] for block in BLOCK.finditer(page) if block[3].startswith("cli\n")]
@@ -169,6 +189,18 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in LINK.findall(page.read_text(encoding="utf-8")):
         if not target.startswith(("https://", "http://")):
             assert (page.parent / target).exists(), target
+
+
+def test_the_cache_page_is_of_this_format() -> None:
+    page = (ROOT / "cache/README.md").read_text(encoding="utf-8")
+    assert page.startswith(f"# The cache folder, format {records.FORMAT}\n")
+    assert f"format `{records.FORMAT}` in `pragma user_version`" in page
+    assert f"`memo-{memo.VERSION}.sqlite`" in page
+    tables = re.findall(r"exists (\w+) \((.*?)\) without rowid", records._SCHEMA, re.DOTALL)
+    assert [name for name, _ in tables] == re.findall(r"^## Table `(\w+)`", page, re.MULTILINE)
+    for _, columns in tables:
+        for column in re.findall(r"(\w+) (?:text|integer)", columns):
+            assert re.search(rf"^\| .*`{column}`.* \|", page, re.MULTILINE), column
 
 
 def test_the_changelog_is_about_this_version() -> None:

@@ -62,3 +62,14 @@ def test_the_worked_example_is_true(example: Mapping[str, str], mark: str) -> No
     found = block.search(page)
     assert found is not None
     assert found[2] == example[mark], f"{UPDATE}=1 pytest tests/docs accepts the change"
+
+
+def test_tensors_that_cancel_have_a_preimage_too(tmp_path: Path) -> None:
+    save_file({"w": np.array([1, 2], np.float16)}, tmp_path / "a.safetensors")
+    text = "mergeflow: 1\nsources: { a: a.safetensors }\noutputs: { zero.safetensors: a - a }\n"
+    with Project(loads(text, "mix.yaml", tmp_path), settings(tmp_path)) as project:
+        plan = project.plan()
+    (output,) = plan.outputs
+    preimage = Lowering(plan.facts, None).preimage(output.resolved, None, 0)
+    assert preimage.splitlines()[-1] == "zeros 2"
+    assert action_key(preimage) == output.works[0].key

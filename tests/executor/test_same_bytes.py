@@ -1,4 +1,4 @@
-"""One recipe, one sequence of bytes: whatever the threads, tiles, units, names, hash seed, vector unit and I/O calls."""
+"""One recipe, one sequence of bytes: whatever the threads, tiles, units, names, hash seed and vector unit."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-
-from mergeflow.digest import CHUNK
-from mergeflow.plan import place
 from support.builds import HEAD, build, project, python, sha256
 from support.checkpoints import Model, Tensor, any_bits, metadata, numbers, read, read_header, related, weights, write
 from support.exact import FORMATS
+
+from mergeflow.digest import CHUNK
+from mergeflow.plan import place
 
 RECIPE = (
     HEAD
@@ -96,7 +96,7 @@ def test_threads(tmp_path: Path, models: Path, reference: dict[str, str], jobs: 
     assert made(tmp_path, models, jobs=jobs) == reference
 
 
-@pytest.mark.parametrize(("tile", "tile_f64"), [(1 << 10, 1 << 9), (100_001, 333), (1 << 21, 1 << 21)])
+@pytest.mark.parametrize(("tile", "tile_f64"), [(1 << 12, 1 << 11), (100_001, 3_333), (1 << 21, 1 << 21)])
 def test_tiles(
     tmp_path: Path, models: Path, reference: dict[str, str], monkeypatch: pytest.MonkeyPatch, tile: int, tile_f64: int
 ) -> None:
@@ -147,9 +147,7 @@ build(folder, sys.argv[2], jobs=2)
     ],
     ids=["portable", "default", "avx2"],
 )
-def test_environment(
-    tmp_path: Path, models: Path, reference: dict[str, str], environment: dict[str, str]
-) -> None:
+def test_environment(tmp_path: Path, models: Path, reference: dict[str, str], environment: dict[str, str]) -> None:
     (tmp_path / "models").symlink_to(models)
     if "NPY_DISABLE_CPU_FEATURES" in environment and "x86" not in os.uname().machine:
         del environment["NPY_DISABLE_CPU_FEATURES"]

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from support.builds import HEAD, build, plan, recipe, sha256, write_models
 from support.checkpoints import Model, weights, write
 
@@ -189,7 +188,7 @@ class Writer:
         return text
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(deltas(), st.data())
 def test_rewriting_by_the_laws_of_a_ring_changes_nothing(folder: Path, items: list[Delta], data: st.DataObject) -> None:
     plain = "a" + "".join(f" + {number(k)}*({x} - {y})" for k, x, y in items)

@@ -33,7 +33,6 @@ def test_never_over_the_budget(need: Footprint, memory: int, cores: int, workers
     try:
         found = place(need, Budget(memory, cores), workers=workers)
     except ResourceError as error:
-        assert error.hint
         suggested = int("".join(filter(str.isdigit, error.hint.split("MB")[0]))) * 1_000_000
         assert suggested > memory
         assert place(need, Budget(suggested, cores), workers=workers).workers == 1  # the advice holds
@@ -41,7 +40,7 @@ def test_never_over_the_budget(need: Footprint, memory: int, cores: int, workers
     assert found.peak <= memory
     assert 1 <= found.workers <= (workers or cores)
     assert found.unit in (UNIT, CHUNK)
-    assert FLOOR < found.peak
+    assert found.peak > FLOOR
 
 
 @given(needs, st.integers(1 << 28, 1 << 34), st.integers(1, 16))
@@ -84,5 +83,5 @@ def test_a_worker_takes_no_more_than_was_predicted(programs: list[Program]) -> N
 
 
 def test_the_message_says_what_would_do() -> None:
-    with pytest.raises(ResourceError, match="the budget is 1.0 MB"):
+    with pytest.raises(ResourceError, match=r"the budget is 1\.0 MB"):
         place(Footprint(6, 2, 2, 8, 0, 1 << 30), Budget(1_000_000, 2))

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergeflow.digest import CHUNK
-
 from mergeflow.formats.blocks import blocks
 from mergeflow.formats.layout import lay_out
 from mergeflow.plan.program import COPY, ZERO, Op, Program, TensorWork, Wide

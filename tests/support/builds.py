@@ -16,6 +16,7 @@ from mergeflow.plan.planner import Plan
 from support.checkpoints import Model, read, write
 
 HEAD = "mergeflow: 1\n"
+TESTS = os.pathsep.join([str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def settings(folder: Path, **more: object) -> Settings:
@@ -82,9 +83,9 @@ def parts(folder: Path) -> list[Path]:
 def python(code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """A Python of its own, with the environment changed."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("MERGEFLOW")} | environment
-    env["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
+    env["PYTHONPATH"] = TESTS
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
+        [sys.executable, "-P", "-W", "error", "-c", code, *map(str, arguments)],
         env={k: v for k, v in env.items() if v != "<unset>"},
         capture_output=True,
         text=True,

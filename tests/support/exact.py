@@ -128,17 +128,19 @@ def doubles(f: Format, data: bytes) -> np.ndarray:
     """All values as float64, exactly (NaN for what is not finite)."""
     if f.size <= 2:
         return _table(f.code)[np.frombuffer(data, f.unsigned)]
-    return np.frombuffer(data, np.float32 if f is F32 else np.float64).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        return np.frombuffer(data, np.float32 if f is F32 else np.float64).astype(np.float64)
 
 
 def halves_of_sum(terms: list[tuple[int, np.ndarray]], divisor: int) -> np.ndarray:
     """round_to_float16(Σ nᵢ·xᵢ / d) for float16 xᵢ, as float64 values, in integers alone, for millions of elements.
 
-    Exact because: a float16 is k·2**-24 with |k| <= 65504·2**24 < 2**40. With Σ|nᵢ| < 2**12 the sum S of nᵢ·kᵢ is an
-    int64 below 2**52, so that float64 holds it too and frexp gives the bit length of S // d, which is that of S / d.
-    Then the float16 nearest to S / d is the nearest multiple of step = 2**max(0, length - 11), found by divmod.
+    Exact because: a float16 is k·2**-24 with whole k. Where Σ|nᵢ|·max|k| < 2**52 the sum S of nᵢ·kᵢ is an int64 that
+    float64 holds too, so that frexp gives the bit length of S // d, which is that of S / d. Then the float16 nearest to
+    S / d is the nearest multiple of step = 2**max(0, length - 11), found by divmod.
     """
-    assert sum(abs(n) for n, _ in terms) < 1 << 12
+    largest = max(float(np.abs(x).max(initial=0)) for _, x in terms) * 2**24
+    assert sum(abs(n) for n, _ in terms) * largest < 1 << 52
     total = np.zeros(terms[0][1].shape, np.int64)
     for n, x in terms:
         k = x * 2.0**24

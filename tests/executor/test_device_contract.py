@@ -1,0 +1,172 @@
+"""What the loop may expect of any device."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from support.builds import python
+
+from mergeflow.digest import CHUNK
+from mergeflow.errors import RecipeError
+from mergeflow.executor.device import Device, Worker
+from mergeflow.executor.devices import NAMES, find
+from mergeflow.plan.place import Placement
+from mergeflow.plan.program import Op, Program
+from mergeflow.tensors import DType
+
+TILE = 1000
+PLACEMENT = Placement("cpu", "tile", 1, CHUNK, TILE, TILE // 2, 0, "")
+
+
+def total(inputs: tuple[DType, ...], to: DType, divisor: int = 1) -> Program:
+    """The sum of all inputs, over a divisor."""
+    return Program(inputs, (Op(tuple((Fraction(1), i) for i in range(len(inputs))), divisor, to.compute, to),))
+
+
+F32X2, F16X3 = total((DType.F32, DType.F32), DType.F32), total((DType.F16,) * 3, DType.F16, 2)
+TO_BF16, WIDER = total((DType.F64, DType.F16), DType.BF16), total((DType.F16,), DType.F64)
+TWO_OPS = Program(
+    (DType.F32, DType.F16),
+    (
+        Op(((Fraction(3), 0), (Fraction(-1), 1)), 2, DType.F32, DType.F16),
+        Op(((Fraction(1), 2), (Fraction(2), 1)), 1, DType.F64, DType.F32),
+    ),
+)
+PROGRAMS = [F32X2, F16X3, TO_BF16, WIDER, TWO_OPS]
+SIZES = [1, 2, 499, 500, 501, 999, 1000, 1001, 2000, 4321]
+
+
+@pytest.fixture(params=["cpu", "null"])
+def device(request: pytest.FixtureRequest) -> Device:
+    return find(request.param)
+
+
+@pytest.fixture
+def worker(device: Device) -> Worker:
+    return device.worker(PROGRAMS, PLACEMENT)
+
+
+def fill(worker: Worker, program: Program, n: int, seed: int = 0) -> list[np.ndarray]:
+    """Whole numbers in each input, so that every sum is exact."""
+    rng, columns = np.random.default_rng(seed), []
+    for i, dtype in enumerate(program.inputs):
+        x = rng.integers(-8, 9, n).astype({8: "f8", 4: "f4", 2: "f2"}[dtype.size])
+        worker.slot(i)[: x.nbytes] = x.view(np.uint8)
+        columns.append(x.astype(np.float64))
+    return columns
+
+
+def result(worker: Worker, program: Program, n: int) -> np.ndarray:
+    raw = worker.out[: n * program.out.size].copy()
+    if program.out is DType.BF16:
+        return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    return raw.view({8: "f8", 4: "f4", 2: "f2"}[program.out.size]).astype(np.float64)
+
+
+def wanted(device: Device, program: Program, x: list[np.ndarray]) -> np.ndarray:
+    if device.name == "null":
+        return np.zeros_like(x[0])
+    if program is TWO_OPS:
+        return (3 * x[0] - x[1]) / 2 + 2 * x[1]
+    return sum(x) / program.ops[0].divisor  # type: ignore[return-value]
+
+
+def test_names(device: Device) -> None:
+    assert find(device.name).name == device.name
+
+
+def test_buffers_hold_a_unit_of_any_program(worker: Worker) -> None:
+    assert worker.out.dtype == np.uint8
+    assert worker.out.nbytes >= PLACEMENT.unit
+    for program in PROGRAMS:
+        for i, dtype in enumerate(program.inputs):
+            assert worker.slot(i).nbytes >= PLACEMENT.unit // program.out.size * dtype.size
+            assert worker.slot(i).ctypes.data % 64 == 0
+
+
+def test_buffers_stay_the_same(worker: Worker) -> None:
+    before = [worker.out.ctypes.data, *(worker.slot(i).ctypes.data for i in range(3))]
+    for program in PROGRAMS:
+        fill(worker, program, 100)
+        worker.run(program, 100)
+    assert [worker.out.ctypes.data, *(worker.slot(i).ctypes.data for i in range(3))] == before
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("program", range(len(PROGRAMS)))
+def test_exactly_the_first_elements_are_written(device: Device, worker: Worker, program: int, n: int) -> None:
+    p = PROGRAMS[program]
+    x = fill(worker, p, n, n)
+    worker.out[:] = 0xA5
+    worker.run(p, n)
+    assert (result(worker, p, n) == wanted(device, p, x)).all()
+    assert (worker.out[n * p.out.size :] == 0xA5).all()
+
+
+@pytest.mark.parametrize("program", range(len(PROGRAMS)))
+def test_a_whole_unit(device: Device, worker: Worker, program: int) -> None:
+    p = PROGRAMS[program]
+    n = PLACEMENT.unit // p.out.size
+    x = fill(worker, p, n)
+    worker.run(p, n)
+    assert (result(worker, p, n) == wanted(device, p, x)).all()
+
+
+def test_nothing_is_kept_from_call_to_call(device: Device, worker: Worker) -> None:
+    """Any program in any order gives what it gives alone, whatever lies in the buffers behind its elements."""
+    rng = np.random.default_rng(5)
+    for k in range(60):
+        program, n = PROGRAMS[rng.integers(len(PROGRAMS))], SIZES[rng.integers(len(SIZES))]
+        for i in range(len(program.inputs)):
+            worker.slot(i)[:] = 0xFF  # NaNs
+        x = fill(worker, program, n, k)
+        worker.run(program, n)
+        assert (result(worker, program, n) == wanted(device, program, x)).all()
+
+
+def test_inputs_are_not_changed(worker: Worker) -> None:
+    for program in PROGRAMS:
+        x = fill(worker, program, 1500)
+        before = [worker.slot(i).copy() for i in range(len(x))]
+        worker.run(program, 1500)
+        assert all((worker.slot(i) == before[i]).all() for i in range(len(x)))
+
+
+def test_what_was_lost_before_the_last_rounding(device: Device, worker: Worker) -> None:
+    """70000 fits float32 and not float16; an infinity that was there before is no fault of the rounding."""
+    program = total((DType.F32,), DType.F16)
+    worker = device.worker([program], PLACEMENT)
+    x = np.ones(2500, np.float32)
+    x[[0, 999, 2499]] = 70000
+    x[[1, 1000]] = np.inf, np.nan
+    worker.slot(0)[: x.nbytes] = x.view(np.uint8)
+    worker.run(program, len(x))
+    assert worker.lost_before_rounding(program, len(x)) == (2 if device.name == "cpu" else 0)
+
+
+def test_two_workers_share_nothing(device: Device) -> None:
+    one, two = device.worker(PROGRAMS, PLACEMENT), device.worker(PROGRAMS, PLACEMENT)
+    x, y = fill(one, F32X2, 700, 1), fill(two, F32X2, 700, 2)
+    one.run(F32X2, 700)
+    two.run(F32X2, 700)
+    assert (result(one, F32X2, 700) == wanted(device, F32X2, x)).all()
+    assert (result(two, F32X2, 700) == wanted(device, F32X2, y)).all()
+
+
+def test_unknown_devices() -> None:
+    with pytest.raises(RecipeError, match="no device is called gpu"):
+        find("gpu")
+    assert "null" not in NAMES  # it makes zeros, and is not offered to anybody
+
+
+def test_the_null_device_needs_no_torch() -> None:
+    code = """
+import sys
+from mergeflow.executor.devices import find
+from mergeflow.executor import run
+find("null")
+assert "torch" not in sys.modules
+"""
+    python(code)
