@@ -9,12 +9,14 @@ A pattern is a glob with at most one `#`, which stands for a number; the block's
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import starmap
 
 BASE = "BASE"
 DIGITS = "0123456789"
+NUMBER = "0|[1-9][0-9]{0,5}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class Layout:
         put(self, "groups", tuple(before.rstrip(".") for before in widths if before not in names))
         put(self, "_places", places)
         put(self, "_widths", widths)
-        put(self, "_pattern", re.compile("|".join(map(_glob, self.tensors)) or r"(?!)", re.DOTALL))
+        put(self, "_pattern", re.compile("|".join(starmap(_glob, self.tensors.items())) or r"(?!)", re.DOTALL))
         targets = [block.removesuffix("#") for block in self.tensors.values()]
         put(self, "_targets", (("", 0), *((target, widths.get(target, 0)) for target in targets)))
 
@@ -123,16 +125,11 @@ def expand(entry: str) -> tuple[str, ...]:
 
 
 def expanded(entries: Iterable[str]) -> tuple[str, ...]:
-    return tuple(_each(entries))
+    return tuple(name for entry in entries for name in expand(entry))
 
 
-def _each(entries: Iterable[str]) -> Iterator[str]:
-    for entry in entries:
-        yield from expand(entry)
-
-
-def _glob(glob: str) -> str:
-    """The glob with exactly one capturing group, empty where it has no number: `lastindex` tells the globs apart."""
+def _glob(glob: str, block: str) -> str:
+    """The glob with exactly one capturing group, which has the block's number: `lastindex` tells the globs apart."""
     body = re.escape(glob.removesuffix("*")).replace(r"\*", ".*").replace(r"\#", "#")
-    numbered = body.replace("#", r"(0|[1-9][0-9]{0,5})") if "#" in body else body + "()"
-    return numbered if glob.endswith("*") else numbered + r"\Z"
+    body = body.replace("#", f"({NUMBER})") if block.endswith("#") else body.replace("#", f"(?:{NUMBER})") + "()"
+    return body if glob.endswith("*") else body + r"\Z"

@@ -83,7 +83,7 @@ class _Index:
 
     def select(self, selector: str, place: Place | None) -> tuple[int, list[int]]:
         position = self.positions.get(selector)
-        if position is not None and selector not in self.known:
+        if position is not None and self._part(selector, place) is None:
             return Rank.EXACT, [position]
         if _is_expression(selector) or not any(c.isspace() for c in selector):
             found = self._pattern(selector, range(len(self.names)), place) or self._part(selector, place)

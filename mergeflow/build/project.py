@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
-from mergeflow.arch import UNKNOWN, Architecture, detect, get
 from mergeflow.build.machine import budget
 from mergeflow.build.quick import Asked, leave_stamp
 from mergeflow.build.settings import BuildResult, BuiltOutput, Settings, cache_folder
@@ -23,6 +22,7 @@ from mergeflow.plan.planner import OutputPlan, Plan, Request, make_plan, needed_
 from mergeflow.provenance import lock as locks
 from mergeflow.provenance.sidecar import sidecar_path, write_sidecar
 from mergeflow.recipe import Recipe
+from mergeflow.sources.adapt import adapt
 from mergeflow.sources.hashes import check_claims, sha256
 from mergeflow.sources.identify import Identified, identify
 from mergeflow.sources.memo import Known, Memo, default_folder
@@ -38,6 +38,7 @@ class Project:
         self.memo = Memo(self.settings.memo or default_folder(), self._warn)
         self.records: Records = LocalRecords(cache_folder(self.settings), self._warn)
         self._identified: dict[int, Identified] = {}
+        self._notes: dict[int, tuple[str, ...]] = {}
 
     def _warn(self, message: str) -> None:
         self.report(Warned(message))
@@ -88,17 +89,18 @@ class Project:
         check_claims(
             ref.path, self.memo, self.report, sha256_claim=declared.sha256, short=declared.hash, size=declared.size
         )
-        says_delta = found.header.metadata.get(KIND) == "delta"
+        says_delta = found.metadata.get(KIND) == "delta"
         delta = says_delta if declared.kind is None else declared.kind == "delta"
-        architecture = self._architecture(found, declared.arch, ref.name)
+        adapted = adapt(found, ref.name, arch=declared.arch, ema=declared.ema or "keep")
+        self._notes[source] = adapted.notes
         return SourceFacts(
             ref.name,
-            ref.path,
-            found.header.tensors,
-            found.digests,
-            found.nonfinite,
-            found.model,
-            architecture,
+            found.files,
+            adapted.tensors,
+            adapted.digests,
+            adapted.nonfinite,
+            adapted.model,
+            adapted.architecture,
             delta,
         )
 
@@ -119,15 +121,6 @@ class Project:
             self._identified[source] = found
         return self._identified[source]
 
-    def _architecture(self, found: Identified, declared: str | None, name: str) -> Architecture:
-        detected, _ = detect({t.name: t.shape for t in found.header.tensors.values()})
-        if declared is None:
-            return detected
-        stated = get(declared)
-        if detected is not UNKNOWN and detected.name != stated.name:
-            raise RecipeError(f"{name} is said to be {stated.title}, but looks like {detected.title}")
-        return stated
-
     # -- building ------------------------------------------------------------------------------------------------
 
     def build(self, outputs: Sequence[str] = (), *, asked: Asked | None = None) -> BuildResult:
@@ -138,7 +131,7 @@ class Project:
                 are in the result.
         """
         plan = self.plan(outputs)
-        for note in plan.notes:
+        for note in (*plan.notes, *(note for i in plan.facts for note in self._notes[i])):
             self._warn(note)
         self._refuse_strangers(plan)
         result = BuildResult(tuple(self._run(plan)))
@@ -215,19 +208,23 @@ class Project:
         """The lock as it should be now: sources hashed, outputs' digests where they are built and up to date."""
         plan = self._plan(())
         sources = {}
-        for i in plan.facts:
+        for i, fact in plan.facts.items():
             found, ref = self.identified(i), self.bound.sources[i]
             sources[ref.name] = locks.LockedSource(
-                digest=found.model,
-                sha256=sha256(ref.path, self.memo, self.report),
-                size=found.at.size,
-                tensors=len(found.header.tensors),
+                digest=fact.model,
+                sha256=self._sha256(ref.path),
+                size=found.size,
+                tensors=len(fact.tensors),
             )
         outputs = {}
         for output in plan.outputs:
             record = self.records.find(output.target) if not output.build else None
             outputs[output.path] = locks.LockedOutput(key=output.key, digest=record.model if record else None)
         return locks.Lock(sources=sources, outputs=outputs)
+
+    def _sha256(self, path: Path) -> str:
+        """Of a source that is one file; a model in several has none."""
+        return sha256(path, self.memo, self.report) if path.is_file() else ""
 
     def _check_lock(self, plan: Plan) -> None:
         sources = {fact.name: fact.model for fact in plan.facts.values()}

@@ -80,7 +80,13 @@ def leave_stamp(asked: Asked, project: Project, plan: Plan, records: Records) ->
     for path in files:
         if not quiet_since(fingerprint(path.stat()), path, asked.began_ns):
             return  # it may have been edited after it was read
-    sources = [[os.path.abspath(f.path), list(f.at)] for f in project.known_files()]  # noqa: PTH100
+    sources = [
+        (os.path.abspath(path), at)  # noqa: PTH100
+        for found in project.known_files()
+        for path, at in zip(found.files, found.at, strict=True)
+    ]
+    if not all(quiet_since(at, Path(path), asked.began_ns) for path, at in sources):
+        return  # as above; and then the memo does not trust them either
     recipes = [[os.path.abspath(path), _digest(path)] for path in files]  # noqa: PTH100
     records.put_stamp(asked.digest(project.settings), {"recipes": recipes, "sources": sources, "outputs": outputs})
 

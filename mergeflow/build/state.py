@@ -36,7 +36,7 @@ def look(output: OutputPlan, records: Records, memo: Memo, report: Reporter, wor
         return Found(exists=True, intact=False, snapshot=snapshot)
     claims = {**output.layout.metadata, DIGEST: found.model}
     if _header(output.target) == output.layout.header_with(claims):
-        records.put(output.target, OutputRecord(found.at, output.key, found.model, output.snapshot.to_json()))
+        records.put(output.target, OutputRecord(found.at[0], output.key, found.model, output.snapshot.to_json()))
         return Found(exists=True, intact=True, key=output.key, snapshot=snapshot)
     return Found(exists=True, intact=True, key=None, snapshot=snapshot)
 
@@ -58,7 +58,7 @@ def _prove(target: Path, memo: Memo, report: Reporter, workers: int) -> Identifi
         found = identify(target, memo, report, workers=workers)
     except MergeflowError:
         return None
-    claimed = found.header.metadata.get(DIGEST, "")
+    claimed = found.metadata.get(DIGEST, "")
     try:
         return found if parse_digest(claimed) == found.known.model else None
     except ValueError:

@@ -36,7 +36,7 @@ def _source(plan: Plan, number: int) -> dict[str, Any]:
     dtypes = Counter(t.dtype.label for t in facts.tensors.values())
     return {
         "name": facts.name,
-        "path": str(facts.path),
+        "path": str(plan.bound.sources[number].path),
         "digest": facts.model,
         "tensors": len(facts.tensors),
         "bytes": sum(t.nbytes for t in facts.tensors.values()),

@@ -51,9 +51,10 @@ def command(files: tuple[Path, ...], only: str | None, as_json: bool) -> None:
 
 
 def hashes(file: Path, only: str | None, memo: Memo, screen: Screen) -> dict[str, str | None]:
-    """The hashes asked for. A file that is no safetensors file has a sha256 all the same."""
+    """The hashes asked for. Files that are no model have a sha256 all the same, and only safetensors files
+    an AutoV3."""
+    from mergeflow.formats.contents import is_safetensors
     from mergeflow.formats.files import ReadFile
-    from mergeflow.formats.header import read_header
     from mergeflow.sources.hashes import autov3, old_hash, sha256
     from mergeflow.sources.identify import identify
 
@@ -63,9 +64,9 @@ def hashes(file: Path, only: str | None, memo: Memo, screen: Screen) -> dict[str
     with ReadFile(file) as opened:
         try:
             if "model" in wanted or "autov3" in wanted:
-                read_header(opened)
-                model = identify(file, memo, screen).model if "model" in wanted else None
-            readable = True
+                found = identify(file, memo, screen) if "model" in wanted else None
+                model = found.model if found else None
+            readable = is_safetensors(opened)
         except IntegrityError as error:
             if only:
                 raise

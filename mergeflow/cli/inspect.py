@@ -37,19 +37,29 @@ def command(file: Path, tensors: bool, as_json: bool) -> None:
 
 def look(file: Path) -> dict[str, Any]:
     """All that the header says and implies."""
-    from mergeflow.arch import detect
-    from mergeflow.formats.files import ReadFile
-    from mergeflow.formats.header import read_header
+    from mergeflow.arch import recognise, variant
+    from mergeflow.formats.contents import read_contents
     from mergeflow.plan.embed import DIGEST, GRAPH
 
-    with ReadFile(file) as opened:
-        header = read_header(opened)
-    specs = list(header.tensors.values())
-    architecture, why = detect({t.name: t.shape for t in specs})
-    metadata = dict(header.metadata)
+    contents = read_contents(file)
+    stored = list(contents.tensors.values())
+    architecture, why, aliases = recognise({t.name: t.shape for t in stored})
+    renamed = [aliases.get(t.name) for t in stored]
+    specs = [
+        TensorSpec(a.name if a else t.name, t.dtype, a.shape if a else t.shape, t.start)
+        for t, a in zip(stored, renamed, strict=True)
+    ]
+    special, _ = variant({t.name: t.shape for t in specs})
+    metadata = dict(contents.metadata)
     return {
         "file": str(file),
-        "bytes": header.file_size,
+        "container": contents.container,
+        "files": len(contents.files),
+        "kind": ", ".join(contents.other),
+        "variant": special,
+        "renamed": len(aliases),
+        "extras": dict(contents.extras),
+        "bytes": sum(path.stat().st_size for path in contents.files),
         "parameters": sum(t.elements for t in specs),
         "dtypes": _sums((t.dtype.label, t) for t in specs),
         "architecture": architecture.name,
@@ -95,11 +105,18 @@ def _lines(data: dict[str, Any], tensors: bool) -> Iterator[str]:
     size = f"{human_bytes(data['bytes'])} ({data['bytes']:,} bytes)"
     title = data["architecture_title"] if data["components"] else data["architecture"]
     facts = [
+        ("format", data["container"] + (f", {data['files']} files" if data["files"] > 1 else "")),
         ("size", size),
         ("tensors", f"{count:,}, {_short(data['parameters'])} parameters"),
         ("dtypes", _shares(data["dtypes"])),
         ("architecture", f"{title}: {data['architecture_reason']}"),
     ]
+    if data["kind"]:
+        facts.append(("recognised", f"as {data['kind']}, not as a whole model"))
+    if data["variant"]:
+        facts.append(("variant", data["variant"]))
+    if data["renamed"]:
+        facts.append(("names", f"{data['renamed']:,} tensors are called otherwise in the file"))
     if data["digest"]:
         facts.append(("digest", f"{data['digest']} (as claimed; `mergeflow verify` checks it)"))
     yield from table(facts)

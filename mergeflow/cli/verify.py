@@ -117,7 +117,7 @@ def check(file: Path, expected: dict[str, str], screen: Screen, shown: str = "")
         return Verdict(name, MISSING, "there is no such file")
     except MergeflowError as error:
         return Verdict(name, DAMAGED, error.message.removeprefix(f"{file}: "))
-    digest, claimed = found.model, found.header.metadata.get(DIGEST)
+    digest, claimed = found.model, found.metadata.get(DIGEST)
     if claimed is not None and claimed != digest:
         return Verdict(name, DAMAGED, f"its tensors are {_short(digest)}, it claims to be {_short(claimed)}", digest)
     if expected and digest not in expected:

@@ -16,7 +16,8 @@ from mergeflow.digest import printable
 from mergeflow.errors import IntegrityError, MergeflowError
 from mergeflow.events import PhaseEnded, PhaseStarted, Progressed, Reporter, Warned
 from mergeflow.executor.device import Bytes, Device, Worker
-from mergeflow.formats.files import Fingerprint, PartFile, ReadFile, clear_dead_parts
+from mergeflow.formats.files import Fingerprint, PartFile, clear_dead_parts
+from mergeflow.formats.many import ReadFiles
 from mergeflow.formats.scan import Content, Scan
 from mergeflow.formats.workers import Queue, drain
 from mergeflow.plan.embed import DIGEST
@@ -68,10 +69,10 @@ def write_output(
     output: OutputPlan,
     device: Device,
     report: Reporter,
-    expected: Mapping[int, Fingerprint],
+    expected: Mapping[int, tuple[Fingerprint, ...]],
     check: Callable[[str], None] = lambda digest: None,
 ) -> Written:
-    """Make one output. `expected` is what each source's file looked like when it was identified; `check` is given the
+    """Make one output. `expected` is what each source's files looked like when it was identified; `check` is given the
     result's digest before it is published, and may raise.
 
     Raises:
@@ -112,7 +113,7 @@ def write_output(
 
 
 def run_unit(
-    unit: Unit, worker: Worker, programs: Sequence[Program], files: Mapping[int, ReadFile], part: PartFile,
+    unit: Unit, worker: Worker, programs: Sequence[Program], files: Mapping[int, ReadFiles], part: PartFile,
     scan: Scan, counts: _Counts,
 ) -> None:  # fmt: skip
     """Read, compute, hash, write: a plain function of a tuple of numbers, for whatever runs it."""
@@ -145,18 +146,18 @@ def run_unit(
 
 
 def _open(
-    stack: ExitStack, plan: Plan, output: OutputPlan, expected: Mapping[int, Fingerprint]
-) -> Mapping[int, ReadFile]:
+    stack: ExitStack, plan: Plan, output: OutputPlan, expected: Mapping[int, tuple[Fingerprint, ...]]
+) -> Mapping[int, ReadFiles]:
     files = {}
     for i in sorted({source for w in output.works for source, _ in w.reads}):
-        file = stack.enter_context(ReadFile(plan.facts[i].path))
+        file = stack.enter_context(ReadFiles(plan.facts[i].files))
         if file.opened != expected[i]:
-            raise IntegrityError(f"{file.path}: changed after it was hashed", hint="build again")
+            raise IntegrityError(f"{plan.facts[i].name}: its file changed after it was hashed", hint="build again")
         files[i] = file
     return files
 
 
-def _run_wide(unit: Unit, worker: Worker, program: Program, files: Mapping[int, ReadFile]) -> Bytes:
+def _run_wide(unit: Unit, worker: Worker, program: Program, files: Mapping[int, ReadFiles]) -> Bytes:
     """The first convolution of an inpainting model: the program on the channels that all models have, the rest the
     primary's. Small enough to hold whole, a piece of the narrow part at a time through the worker's buffers."""
     wide = unit.wide

@@ -29,7 +29,8 @@ def blocks(tensors: Sequence[TensorSpec], limit: int = BLOCK) -> Iterator[Block]
         nbytes = t.nbytes
         for begin in range(0, nbytes, CHUNK):
             size = min(CHUNK, nbytes - begin)
-            if bounds[-1] and (t.dtype is not dtype or bounds[-1] + size > limit or len(bounds) > 4096):
+            apart = t.dtype is not dtype or t.start + begin != offset + bounds[-1]  # torch aligns what it stores
+            if bounds[-1] and (apart or bounds[-1] + size > limit or len(bounds) > 4096):
                 yield Block(offset, bounds[-1], dtype, first, tuple(bounds))
                 bounds = [0]
             if not bounds[-1]:

@@ -14,7 +14,7 @@ from mergeflow.formats.shards import read_shards
 from mergeflow.formats.stored import Contents, StoredTensor, recognise
 from mergeflow.formats.torchzip import read_torch_zip
 
-__all__ = ["Contents", "StoredTensor", "read_contents"]
+__all__ = ["Contents", "StoredTensor", "is_safetensors", "read_contents"]
 
 _AGAIN = "fetch it again"
 _OTHERS = (
@@ -58,10 +58,10 @@ def _read_file(path: Path) -> Contents:
 
 
 def _is_index(file: ReadFile) -> bool:
-    return not _is_safetensors(file) and file.read(min(file.size, 64), 0).lstrip().startswith(b"{")
+    return not is_safetensors(file) and file.read(min(file.size, 64), 0).lstrip().startswith(b"{")
 
 
-def _is_safetensors(file: ReadFile) -> bool:
+def is_safetensors(file: ReadFile) -> bool:
     """Asked before all else: the length that such a file begins with may look like anything, a pickle included."""
     if file.size < 10:
         return False
@@ -74,7 +74,7 @@ def _read(file: ReadFile) -> Contents:
     path, size = file.path, file.size
     if size == 0:
         raise IntegrityError(f"{path}: the file is empty", hint=_AGAIN)
-    if _is_safetensors(file):
+    if is_safetensors(file):
         return _read_safetensors(file)
     start = file.read(min(size, 512), 0)
     if start.startswith(b"PK"):

@@ -11,6 +11,7 @@ import errno
 import functools
 import io
 import os
+import stat
 import sys
 import threading
 from pathlib import Path
@@ -95,14 +96,11 @@ class ReadFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.is_dir():  # which Linux would open
-            raise MissingInput(f"{path}: is a folder, not a file")
         try:
+            _refuse_other_than_files(path)
             fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
-        except (FileNotFoundError, NotADirectoryError):
-            raise MissingInput(f"{path}: there is no such file") from None
         except OSError as error:
-            raise explain_os_error(error, "opening it", path) from error
+            raise _not_there(error, path) or explain_os_error(error, "opening it", path) from error
         self._io = _Positioned(fd, path, "rb")
         self.opened = self.fingerprint()
         self.size = self.opened.size
@@ -144,6 +142,35 @@ class ReadFile:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+def _refuse_other_than_files(path: Path) -> None:
+    """Before it is opened: Linux opens folders, and opening a pipe waits for somebody to write into it."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise MissingInput(f"{path}: is {'a folder' if stat.S_ISDIR(mode) else 'a pipe or a device'}, not a file")
+
+
+def _not_there(error: OSError, path: Path) -> MissingInput | None:
+    """The answer where no file can be at this path; None for any other error."""
+    if error.errno == errno.ELOOP:
+        return MissingInput(f"{path}: is a link that leads back to itself")
+    if error.errno == errno.ENAMETOOLONG:
+        return MissingInput(f"{shown_path(path)}: there is no such file, its name is too long for one")
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        return None
+    if path.is_symlink():
+        return MissingInput(f"{path}: is a link to {path.readlink()}, and there is no such file")
+    folder = path.parent
+    if not folder.is_dir():
+        return MissingInput(f"{path}: there is no such file, nor the folder {folder}")
+    return MissingInput(f"{path}: there is no such file")
+
+
+def shown_path(path: Path) -> str:
+    """A path short enough for a message."""
+    text = str(path)
+    return text if len(text) <= 200 else f"{text[:80]}…{text[-40:]}"
 
 
 class PartFile:

@@ -20,7 +20,7 @@ from mergeflow.formats.files import ReadFile
 
 PICKLE_LIMIT = 100_000_000  # bytes, for callers to end the stream at; that of a large model has a few million
 OPCODE_LIMIT = 5_000_000  # a tensor takes about 25
-WORK_LIMIT = 100_000_000  # characters and 16 × elements handed to functions, which a memo would let a file repeat
+WORK_LIMIT = 100_000_000  # characters and 100 × items handed to functions, which a memo would let a file repeat
 _WINDOW = 1 << 18
 _NUMBER_LIMIT = 255  # bytes or digits of one integer
 
@@ -311,9 +311,10 @@ class _Machine:
             self._stack.append(Inert(mark.name))
         elif isinstance(mark, Function):
             for a in args:
-                self._work += (
-                    len(a) if isinstance(a, (str, bytes)) else 16 * len(a) if isinstance(a, (list, tuple, dict)) else 1
-                )
+                if isinstance(a, (str, bytes)):
+                    self._work += len(a)
+                elif isinstance(a, (list, dict)):
+                    self._work += 100 * len(a)
             if self._work > WORK_LIMIT:
                 raise Malformed("it takes far more work than that of any model")
             self._stack.append(mark.run(args))
@@ -326,7 +327,7 @@ class _Machine:
         if isinstance(target, Fillable):
             target.build(state)
         elif not isinstance(target, Inert) and type(target) is not dict:  # an OrderedDict's attributes: nothing we need
-            raise Refused(f"sets the state of {'a ' if target is not None else ''}{type(target).__name__}")
+            raise Refused(f"sets the state of something that has none ({type(target).__name__.lower()})")
 
     def _refuse_opcode(self, what: str) -> None:
         raise Refused(what)

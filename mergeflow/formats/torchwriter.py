@@ -1,7 +1,8 @@
 """Writing a .ckpt: where every byte of it goes is known before the first tensor is computed.
 
 The same tensors give the same bytes, always: entries and pickle are in the canonical order of tensors, dates are 1980's
-first day, and nothing random is put in. Data begin at multiples of 64 bytes, as torch's own do.
+first day, and nothing random is put in. Data begin at multiples of 64 bytes, as torch's own do. There is no `byteorder`
+entry, without which torch takes numbers to be little-endian: A1111's loader refuses an archive that has one.
 
 The zip format wants a checksum of each entry before and behind its data, and these are known last. So the layout is
 given first, and the bytes around the tensors when the checksums are there: nothing moves in between.
@@ -77,10 +78,8 @@ def write_torch_zip_plan(
     entries: list[_Entry] = []
     specs: list[TensorSpec] = []
     position = 0
-    small = [("data.pkl", pickled), ("byteorder", b"little")]
-    for name, data in small:
-        entries.append(_place(name, position, len(data), data))
-        position = entries[-1].start + len(data)
+    entries.append(_place("data.pkl", position, len(pickled), pickled))
+    position = entries[-1].start + len(pickled)
     for i, (name, dtype, shape) in enumerate(ordered):
         nbytes = TensorSpec(name, dtype, shape, 0).nbytes
         entries.append(_place(f"data/{i}", position, nbytes, None))

@@ -16,10 +16,10 @@ _QUANTISED = (".scale_weight", ".weight_scale", ".absmax", ".quant_map", ".quant
 @dataclass(frozen=True, slots=True)
 class SourceFacts:
     """`digests` and `nonfinite` are by tensor name; `model` is the printable model digest; `delta` says that the file
-    holds a difference of models."""
+    holds a difference of models. Tensors start at positions that count through all of `files` (formats.many)."""
 
     name: str
-    path: Path
+    files: tuple[Path, ...]
     tensors: Mapping[str, TensorSpec]
     digests: Mapping[str, bytes]
     nonfinite: Mapping[str, int]

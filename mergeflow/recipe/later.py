@@ -31,7 +31,6 @@ SOURCE: Refusals = {
     "url": (f"downloading (url:) {_NOT_YET}", "download the file and give its path:"),
     "hf": (f"downloading from Hugging Face (hf:) {_NOT_YET}", "download the file and give its path:"),
     "civitai": (f"downloading from Civitai (civitai:) {_NOT_YET}", "download the file and give its path:"),
-    "ema": (f"choosing averaged weights (ema:) {_NOT_YET}", "the model's ordinary weights are used"),
     "preset": (f"preset: {_NOT_YET}", ""),
     "dtype": ("a source has the dtype its file has", "dtype: belongs to an output"),
     "weight": ("a weight belongs into an expression", "for example linear([a @ 0.7, b @ 0.3])"),
@@ -55,7 +54,7 @@ STEP: Refusals = {
     "dtype": ("a step has no dtype", "round: rounds here, dtype: belongs to an output"),
     **dict.fromkeys(("fix", "only", "drop", "mark"), ("{key}: is an option of an output", "write it there")),
     "files": (f"files: {_NOT_YET}", ""),
-    "ema": SOURCE["ema"],
+    "ema": ("ema: is an option of a source", "write it there: { path: …, ema: use }"),
     "from": ("a step's expression is expr:", "from: belongs to an output"),
     **dict.fromkeys(
         _COMPONENTS, ("{key} is not an option of a step", "replace: {{ {key}: a_model }} takes a component")
@@ -67,7 +66,7 @@ OUTPUT: Refusals = {
     "files": (f"files: {_NOT_YET}", "copy side files next to the output"),
     "shard_size": (f"shard_size: {_NOT_YET}", _FILES),
     "sha256": (f"an expected sha256 of an output {_NOT_YET}", "the lock file records the outputs' digests"),
-    "ema": SOURCE["ema"],
+    "ema": ("ema: is an option of a source", "write it there: { path: …, ema: use }"),
     "round": ("an output is not rounded apart from its dtype", "write dtype:, or round: in a step"),
     "expr": ("an output's expression is from:", ""),
     "method": (

@@ -33,6 +33,9 @@ class Source(_Value):
     kind: Kind | None = Field(
         default=None, description="What the file holds: a whole model, or a difference of models."
     )
+    ema: Literal["keep", "drop", "use"] | None = Field(
+        default=None, description="What to do with running averages: keep them apart, drop them, use them."
+    )
     arch: str | None = Field(
         default=None, description="The architecture, where it is not to be recognised from tensor names."
     )

@@ -15,7 +15,7 @@ from mergeflow.recipe import later
 from mergeflow.recipe.fields import FLOATS
 from mergeflow.recipe.model import Options, Output, Recipe, Source, Step
 from mergeflow.recipe.sections import EMBED
-from mergeflow.recipe.sources import OF_A_FILE, OF_A_RECIPE
+from mergeflow.recipe.sources import EMA, OF_A_FILE, OF_A_RECIPE
 from mergeflow.tensors import SHORT
 
 Schema = dict[str, Any]
@@ -93,6 +93,7 @@ def _source() -> Schema:
         "hash": {**hexadecimal, "pattern": "^([0-9a-fA-F]{8}|[0-9a-fA-F]{10}|[0-9a-fA-F]{12}|[0-9a-fA-F]{64})$"},
         "size": {"type": ["integer", "string"], "minimum": 0, "pattern": "^[0-9]+$"},
         "kind": {"enum": ["model", "delta"]},
+        "ema": {"enum": list(EMA)},
         "arch": _TEXT,
         "recipe": _path(),
         "step": _TEXT,

@@ -22,8 +22,9 @@ from mergeflow.recipe.fields import (
 from mergeflow.recipe.model import Source
 from mergeflow.recipe.tokens import clip, normal_name
 
-_KEYS = ("path", "sha256", "hash", "size", "kind", "arch", "recipe", "step", "set", "note", "license")
-OF_A_FILE = ("path", "sha256", "hash", "size")
+_KEYS = ("path", "sha256", "hash", "size", "kind", "ema", "arch", "recipe", "step", "set", "note", "license")
+EMA = ("keep", "drop", "use")
+OF_A_FILE = ("path", "sha256", "hash", "size", "ema")
 OF_A_RECIPE = ("step", "set")
 _STEP_OF_RECIPE = re.compile(r"(.+\.ya?ml)#(.+)", re.IGNORECASE)
 
@@ -73,6 +74,8 @@ def _long(name: str, node: nodes.Mapping, folder: Path, place: Place) -> Source:
             values.update(_recipe(value, given))
         elif key == "kind":
             values[key] = _kind(value)
+        elif key == "ema":
+            values[key] = choice(value, key, EMA)
         elif key == "step":
             values[key] = reference(value, "step")
         elif key == "set":

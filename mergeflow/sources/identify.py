@@ -1,4 +1,4 @@
-"""Which file is this: header, digests and facts of a source, from the memo or by reading it once."""
+"""Which model is this: names, digests and facts of a source, from the memo or by reading it once."""
 
 from __future__ import annotations
 
@@ -7,31 +7,55 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mergeflow.digest import printable
+from mergeflow.digest import model_digest, printable
 from mergeflow.errors import IntegrityError, MissingInput
 from mergeflow.events import PhaseEnded, PhaseStarted, Progressed, Reporter
+from mergeflow.formats.contents import Contents, read_contents
 from mergeflow.formats.files import Fingerprint, ReadFile
-from mergeflow.formats.header import Header, check_with_library, read_header
+from mergeflow.formats.header import check_with_library
+from mergeflow.formats.many import ReadFiles
 from mergeflow.sources.memo import Known, Memo, quiet_since
+from mergeflow.tensors import TensorSpec
 
 
 @dataclass(frozen=True)
 class Identified:
-    """A file whose content is known. `at` is its fingerprint when it was: reading it later checks that."""
+    """A model whose content is known. `at` are its files' fingerprints when it was: reading it later checks them.
+
+    `tensors` are in the order of the files, and start at positions that count through all of them (formats.many).
+    """
 
     path: Path
-    at: Fingerprint
-    header: Header
+    contents: Contents
+    at: tuple[Fingerprint, ...]
+    tensors: Mapping[str, TensorSpec]
     known: Known
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self.contents.files
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return self.contents.metadata
+
+    @property
+    def size(self) -> int:
+        return sum(at.size for at in self.at)
 
     @cached_property
     def digests(self) -> Mapping[str, bytes]:
-        return dict(zip(self.header.tensors, self.known.digests, strict=True))
+        return dict(zip(self.tensors, self.known.digests, strict=True))
+
+    @cached_property
+    def payloads(self) -> Mapping[str, bytes]:
+        """Digests of the tensors' bytes alone."""
+        return dict(zip(self.tensors, self.known.payloads, strict=True))
 
     @cached_property
     def nonfinite(self) -> Mapping[str, int]:
         """The tensors that hold values that are not finite, and how many."""
-        counts = zip(self.header.tensors, self.known.nonfinite, strict=True)
+        counts = zip(self.tensors, self.known.nonfinite, strict=True)
         return {name: n for name, n in counts if n}
 
     @property
@@ -40,42 +64,83 @@ class Identified:
 
 
 def identify(path: Path, memo: Memo, report: Reporter, *, name: str = "", workers: int = 1) -> Identified:
-    """Header, digests and facts of a file; it is read whole only when the memo does not know it as it is now.
+    """Names, digests and facts of a model; its files are read whole only when the memo does not know them as they are.
 
     Raises:
         MissingInput: there is no such file.
-        IntegrityError: it is not a valid safetensors file, or it keeps changing while it is read.
+        IntegrityError: it is not a valid model file, or it keeps changing while it is read.
     """
     if not path.exists():
         raise MissingInput(f"{path}: there is no such file")
     for attempt in (1, 2):
-        with ReadFile(path) as file:
-            header = read_header(file)
-            known = memo.find(file.opened)
-            if known is not None and len(known.digests) == len(header.tensors):
-                return Identified(path, file.opened, header, known)
-            check_with_library(path)
-            settled = quiet_since(file.opened, path)
-            report(PhaseStarted("hashing", name or path.name, file.size))
-            known = _hash(file, header, report, workers)
-            report(PhaseEnded("hashing", name or path.name))
-            if file.fingerprint() == file.opened:
-                if settled:
-                    memo.remember(file.opened, known)
-                return Identified(path, file.opened, header, known)
-            if attempt == 2:
-                raise IntegrityError(f"{path}: changes while it is being read", hint="wait until it is complete")
+        contents = read_contents(path)
+        with ReadFiles(contents.files) as files:
+            at = files.opened
+            tensors = {
+                t.name: TensorSpec(t.name, t.dtype, t.shape, files.starts[t.file] + t.start)
+                for t in contents.tensors.values()
+            }
+        parts = []
+        for number, file in enumerate(contents.files):
+            own = [t for t in contents.tensors.values() if t.file == number]
+            specs = [TensorSpec(t.name, t.dtype, t.shape, t.start) for t in own]
+            part = _known(file, at[number], specs, memo, report, name or path.name, workers)
+            if part is None:
+                break
+            parts.append(part)
+        else:
+            return Identified(path, contents, at, tensors, _joined(parts, tensors))
+        if attempt == 2:
+            raise IntegrityError(f"{path}: changes while it is being read", hint="wait until it is complete")
     raise AssertionError("unreachable")
 
 
-def _hash(file: ReadFile, header: Header, report: Reporter, workers: int) -> Known:
+def _known(
+    path: Path, at: Fingerprint, tensors: list[TensorSpec], memo: Memo, report: Reporter, name: str, workers: int
+) -> Known | None:
+    """What is known of one file; None when it is no longer the one that was opened."""
+    known = memo.find(at)
+    if known is not None and len(known.digests) == len(tensors):
+        return known
+    if path.suffix == ".safetensors":
+        check_with_library(path)
+    with ReadFile(path) as file:
+        if file.opened != at:
+            return None
+        settled = quiet_since(at, path)
+        report(PhaseStarted("hashing", name, sum(t.nbytes for t in tensors)))
+        known = _hash(file, tensors, report, workers)
+        report(PhaseEnded("hashing", name))
+        if file.fingerprint() != at:
+            return None
+    if settled:
+        memo.remember(at, known)
+    return known
+
+
+def _joined(parts: list[Known], tensors: Mapping[str, TensorSpec]) -> Known:
+    """What is known of several files as of one model."""
+    if len(parts) == 1:
+        return parts[0]
+    digests = tuple(d for part in parts for d in part.digests)
+    return Known(
+        model_digest(zip(tensors, digests, strict=True)),
+        digests,
+        tuple(p for part in parts for p in part.payloads),
+        tuple(n for part in parts for n in part.nonfinite),
+        b"".join(part.low for part in parts),
+        b"".join(part.high for part in parts),
+        b"".join(part.samples for part in parts),
+    )
+
+
+def _hash(file: ReadFile, tensors: list[TensorSpec], report: Reporter, workers: int) -> Known:
     import numpy as np
 
     from mergeflow.formats.blocks import BLOCK, Block, blocks
     from mergeflow.formats.scan import Scan
     from mergeflow.formats.workers import Queue, drain
 
-    tensors = list(header.tensors.values())
     scan = Scan(tensors, samples=True)
 
     def worker() -> Callable[[Block], None]:

@@ -253,6 +253,11 @@ def blocks(**changes):
     return parse("x", {"title": "t", "components": {}, "blocks": GOOD | changes})[0]
 
 
+def test_a_number_in_a_name_need_not_be_the_blocks():
+    found = blocks(tensors={"middle.#.x": "IN02", "a.#.*": "IN#"})
+    assert [found.block(t) for t in ("middle.7.x", "middle.x", "a.1.b")] == ["IN02", "BASE", "IN01"]
+
+
 def test_numbers_beyond_the_usual_ones_are_blocks_of_their_own():
     found = blocks()
     assert found.blocks == ("BASE", "IN00", "IN01", "IN02")

@@ -1,5 +1,6 @@
 """Presets are their formulas and the published numbers; pasted lists are read, or refused with the counts there are."""
 
+import hashlib
 import math
 from fractions import Fraction
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mergeflow import arch
-from mergeflow.arch import mbw, preset, presets
+from mergeflow.arch import mbw, preset, presets, tables
 from mergeflow.errors import RecipeError, UnknownName
 
 SD1, SD2, SDXL, REFINER, FLUX, SD3, LLAMA = map(
@@ -75,6 +76,12 @@ def test_tables_are_decimals_of_a_stated_number_of_digits():
     assert preset("GRAD_V", SD1)["IN01"] == Fraction("0.9166666667")
     assert preset("COSINE", SD1)["IN01"] == Fraction("0.9957224307")
     assert preset("LOW_OFFSET_CUBIC_HERMITE", SD1)["OUT11"] == Fraction("0.5")
+
+
+def test_a_changed_number_needs_a_new_version():
+    lines = (f"{name} {block} {n}" for name in presets() for block, n in preset(name, SDXL).items())
+    lines = [*lines, *(f"{name} {block} {n}" for name in presets()[:39] for block, n in preset(name, SD1).items())]
+    assert (tables.VERSION, hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]) == (1, "DIGEST")
 
 
 def test_reversed_presets_are_exact_complements():

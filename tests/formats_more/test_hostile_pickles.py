@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
@@ -60,11 +61,11 @@ def corpus() -> dict[str, bytes]:
         "putenv": Reduce(os.putenv, CANARY, "sings"),
         "system": Reduce(os.system, "exit 3"),
         "partial": Reduce(functools.partial, exec, COMMAND),
-        "getattr": Reduce(getattr, os, "system") if False else Reduce(getattr, "x", "__class__"),
+        "getattr": Reduce(getattr, "x", "__class__"),
         "import": Reduce(__import__, "antigravity"),
         "map": Reduce(list, Reduce(map, exec, [COMMAND])),
         "open": Reduce(open, "/dev/null"),
-        "torch.load": Reduce(torch.load, "/dev/null"),
+        "torch.load": Reduce(torch.load, "/dev/null"),  # noqa: TID251
         "storage from bytes": Reduce(torch.storage._load_from_bytes, b"x"),
         "module": torch.nn.Linear(1, 1),
         "nested pickle": Reduce(pickle.loads, pickle.dumps(Reduce(exec, COMMAND))),
@@ -74,7 +75,8 @@ def corpus() -> dict[str, bytes]:
     names = {
         "os system": "", "posix system": "", "nt system": "", "subprocess Popen": "", "builtins eval": "",
         "__builtin__ eval": "", "builtins getattr": "", "functools partial": "", "numpy load": "", "torch.hub load": "",
-        "torch load": "", "types CodeType": "", "types FunctionType": "", "marshal loads": "", "operator methodcaller": "",
+        "torch load": "",
+        "types CodeType": "", "types FunctionType": "", "marshal loads": "", "operator methodcaller": "",
         "pytorch_lightning.callbacks os.system": "", "pytorch_lightning.utilities run": "", "this s": "",
         "pytorch_lightning/../os System": "", "collections OrderedDict.__init__": "", "torch._utils os": "",
         "torch.serialization load": "", "codecs encode": "", "_codecs decode": "", "copyreg __newobj__": "",
@@ -115,10 +117,7 @@ def corpus() -> dict[str, bytes]:
         "reconstructor": b"ccopy_reg\n_reconstructor\n(ccollections\nCounter\nctorch\nSize\nNtR.",
         "names to a function": b"ccollections\nOrderedDict\n)}(" + text("a") + b"K\1u\x92.",
         "from type of another function": b"ctorch._tensor\n_rebuild_from_type_v2\n(c_codecs\nencode\nctorch\nTensor\n"
-        + b"("
-        + text("x")
-        + text("latin1")
-        + b"t}tR.",
+        b"(" + text("x") + text("latin1") + b"t}tR.",
         "from type of itself": b"ctorch._tensor\n_rebuild_from_type_v2\nq\0(h\0ctorch\nTensor\n(NNN(tt}tR.",
         "encode as rot13": b"c_codecs\nencode\n(" + text("x") + text("rot13") + b"tR.",
         "numpy object scalar": b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(" + text("O8") + b"K\0K\1tRC\1xtR.",
@@ -130,6 +129,8 @@ def corpus() -> dict[str, bytes]:
 
 
 CORPUS = corpus()
+WATCHED = {"exec", "compile", "os.system", "os.exec", "os.posix_spawn", "os.putenv", "pickle.find_class", "import",
+           "subprocess.Popen"}  # fmt: skip
 
 
 def test_the_canary_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,13 +147,12 @@ def test_nothing_hostile_is_run(tmp_path: Path, wrap: Wrap, monkeypatch: pytest.
     armed = [True]
 
     def watch(event: str, args: tuple) -> None:
-        if armed and event in ("exec", "compile", "os.system", "os.exec", "os.posix_spawn", "os.putenv", "pickle.find_class",
-                               "subprocess.Popen", "import"):  # fmt: skip
+        if armed and event in WATCHED:
             watched.append(f"{event} {args}")
 
     path = tmp_path / "m.ckpt"
-    with pytest.raises(IntegrityError):
-        read_contents(wrap(path, b"cos\nsystem\n."))  # what is imported at first use, is by now
+    for codec in ("raw-unicode-escape", "latin-1", "ascii", "utf-8"):
+        "x".encode(codec)  # which Python imports at first use
     sys.addaudithook(watch)
     try:
         for name, pickled in CORPUS.items():
@@ -260,30 +260,42 @@ def test_bombs_and_nonsense(tmp_path: Path, wrap: Wrap, pickled: bytes) -> None:
     assert time.process_time() - begin < 3
 
 
+def many(n: int, each: Callable[[int], bytes]) -> bytes:
+    return b"".join(each(i) for i in range(n))
+
+
+def key(i: int) -> bytes:
+    return b"J" + struct.pack("<i", i)
+
+
+REPEATED = {
+    # one list, or one text, copied again and again
+    "pairs": b"ccollections\nOrderedDict\nq\0(]q\1(" + b"K\0K\1\x86" * 20_000 + b"e0" + b"h\0h\1\x85R0" * 50_000 + b"t.",
+    "bytes": b"c_codecs\nencode\nq\0" + text("latin1") + b"q\x01" + text("x" * 500_000) + b"q\2"
+    + b"h\0h\2h\1\x86R0" * 50_000 + b".",
+    # a hypernetwork of twenty thousand sizes, all the same layers
+    "hypernetwork": b"}q\0(" + many(300, lambda i: text(str(i)) + V2 + STORAGE + TENSOR_ARGS) + b"u0h\0h\0\x86q\x010}("
+    + many(20_000, lambda i: key(i) + b"h\1") + b"u.",
+    # twenty thousand references to one large mapping without tensors
+    "mappings": b"}q\0(" + many(20_000, lambda i: key(i) + b"N") + b"u0}("
+    + many(20_000, lambda i: text(str(i)) + b"h\0") + b"u.",
+    # whole numbers of one hash
+    "hashes": b"}(" + many(20_000, lambda i: b"\x8a\x14" + (((1 << 61) - 1) * (i + (1 << 90))).to_bytes(20, "little") + b"N")
+    + b"u.",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "pickled",
-    [
-        # work that a memo repeats: copying one list, or one text, a hundred thousand times
-        b"ccollections\nOrderedDict\nq\0(]q\1(" + b"K\0K\1\x86" * 20_000 + b"e0" + b"h\0h\1\x85R0" * 50_000 + b"t.",
-        b"c_codecs\nencode\nq\0" + text("latin1") + b"q\1" + text("x" * 500_000) + b"q\2" + b"h\0h\2h\1\x86R0" * 50_000 + b".",
-        # a hypernetwork of ten thousand sizes, all the same layers
-        b"}q\0(" + b"".join(text(str(i)) + V2 + STORAGE + TENSOR_ARGS for i in range(300)) + b"u0h\0h\0\x86q\1}("
-        + b"".join(b"M" + struct.pack("<H", i) + b"h\1" for i in range(20_000)) + b"u.",
-        # ten thousand references to one large mapping without tensors
-        b"}q\0(" + b"".join(b"J" + struct.pack("<i", i) + b"N" for i in range(20_000)) + b"u0}("
-        + b"".join(text(str(i)) + b"h\0" for i in range(20_000)) + b"u.",
-        # whole numbers of one hash
-        b"}(" + b"".join(b"\x8a\x14" + (((1 << 61) - 1) * (i + (1 << 90))).to_bytes(20, "little") + b"N"
-                         for i in range(20_000)) + b"u.",
-    ],
-    ids=["pairs", "bytes", "hypernetwork", "mappings", "hashes"],
+    ("name", "reason"),
+    [("pairs", "far more work"), ("bytes", "far more work"), ("hypernetwork", "500,000 tensors"),
+     ("mappings", "no tensors"), ("hashes", "no tensors")],
 )  # fmt: skip
-def test_work_that_is_repeated(tmp_path: Path, pickled: bytes) -> None:
-    path = zip_with(tmp_path / "m.ckpt", pickled, {"0": bytes(8)})
+def test_work_that_is_repeated(tmp_path: Path, name: str, reason: str) -> None:
+    path = zip_with(tmp_path / "m.ckpt", REPEATED[name], {"0": bytes(8)})
     begin = time.process_time()
-    with pytest.raises(IntegrityError):
+    with pytest.raises(IntegrityError, match=reason):
         read_contents(path)
-    assert time.process_time() - begin < 20  # 2 s at the time of writing
+    assert time.process_time() - begin < 20  # 3 s at the time of writing
 
 
 def test_more_opcodes_than_any_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,8 +325,7 @@ def valid_pickle() -> bytes:
     buffer = io.BytesIO()
     what = {"state_dict": {"a": torch.ones(2), "b": torch.nn.Parameter(torch.zeros(2)), "c": torch.ones(3).half()}}
     torch.save(what | {"global_step": 1, "list": [1, 2.5, None, (1,)]}, buffer, _use_new_zipfile_serialization=False)
-    raw = buffer.getvalue()
-    return raw
+    return buffer.getvalue()
 
 
 VALID = valid_pickle()
@@ -322,10 +333,8 @@ OPCODES = bytes(sorted({*b"(012NIJKLMFGSTUVXBC)tla]e}dsucRiobQPpqrghj.", *range(
 
 
 def only_our_errors(path: Path) -> None:
-    try:
+    with contextlib.suppress(MergeflowError):
         read_contents(path)
-    except MergeflowError:
-        pass
 
 
 @given(st.lists(st.sampled_from(OPCODES) | st.integers(0, 255), max_size=60))
@@ -350,6 +359,6 @@ def test_a_zip_file_damaged_at_every_byte(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(2), "b": 1}, path)
     raw, rng = path.read_bytes(), random.Random(5)
     for at in range(len(raw)):
-        for value in (0, 0xFF, rng.randrange(256)):
+        for value in (0xFF, rng.randrange(256)):
             path.write_bytes(raw[:at] + bytes([value]) + raw[at + 1 :])
             only_our_errors(path)

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch_files import ALL, UNTYPED, assert_same, legacy_with, zip_with
+from torch_files import ALL, UNTYPED, assert_same, legacy_with, torch_loaded, zip_with
 
 from mergeflow.errors import IntegrityError, MissingInput
-from mergeflow.formats import pickles
 from mergeflow.formats.contents import read_contents
 from mergeflow.formats.torchwriter import write_torch_zip_plan
 from mergeflow.tensors import DType
@@ -50,7 +49,7 @@ def state_dict(as_zip: bool) -> dict[str, torch.Tensor]:
 def test_every_tensor_is_what_torch_loads(tmp_path: Path, as_zip: bool, protocol: int) -> None:
     path = saved(tmp_path / "m.ckpt", state_dict(as_zip), as_zip, pickle_protocol=protocol)
     found = read_contents(path)
-    expected = torch.load(path, weights_only=True) if protocol == 2 else state_dict(as_zip)
+    expected = torch_loaded(path) if protocol == 2 else state_dict(as_zip)
     assert_same(found, expected)
     assert found.container == CONTAINERS[as_zip]
     assert (found.files, found.metadata, found.extras, found.other) == ((path,), {}, {}, {})
@@ -70,12 +69,11 @@ def test_tied_weights_are_the_same_bytes(tmp_path: Path) -> None:
 @both
 def test_a_training_checkpoint(tmp_path: Path, as_zip: bool) -> None:
     module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
-    optimizer = torch.optim.AdamW(module.parameters())
-    module(torch.ones(4, 3)).sum().backward()
-    optimizer.step()
+    step = {"step": torch.tensor(1.0), "exp_avg": torch.ones(2, 3).t()}
+    groups = [{"lr": 1e-4, "betas": (0.9, 0.999), "foreach": None, "params": [0]}]
     what = {
         "state_dict": module.state_dict(),
-        "optimizer_states": [optimizer.state_dict()],
+        "optimizer_states": [{"state": {0: step}, "param_groups": groups}],
         "global_step": 470000,
         "epoch": np.int64(3),
         "loss": np.float32(0.5),
@@ -217,7 +215,7 @@ def test_files_without_a_model(tmp_path: Path, what: object, as_zip: bool) -> No
 def test_every_truncation_is_an_error(tmp_path: Path, as_zip: bool) -> None:
     whole = saved(tmp_path / "m.pt", {"a": torch.ones(5), "b": torch.zeros(3)}, as_zip).read_bytes()
     path = tmp_path / "cut.pt"
-    for n in range(len(whole)):
+    for n in range(0, len(whole), 5 if as_zip else 1):
         path.write_bytes(whole[:n])
         with pytest.raises(IntegrityError):
             read_contents(path)
@@ -327,23 +325,25 @@ def test_a_file_of_more_than_4_gib_opens_in_little_memory(tmp_path: Path) -> Non
     assert peak < 2_000_000
     assert [t.start for t in found.tensors.values()] == [t.start for t in plan.tensors]
     assert found.tensors["last"].start > 1 << 32
-    loaded = torch.load(path, weights_only=True, mmap=True)["state_dict"]
+    loaded = torch_loaded(path, mmap=True)["state_dict"]
     assert loaded["last"].tolist() == [1, 2, 3]
     assert loaded["huge"].shape == (1 << 30, 1)
 
 
+@pytest.mark.slow
 def test_tens_of_thousands_of_tensors(tmp_path: Path) -> None:
-    plan = write_torch_zip_plan([(f"block.{i}.weight", DType.F16, (2, 1)) for i in range(70_000)])
+    count = 70_000  # more than the narrow fields of a zip file can count
+    plan = write_torch_zip_plan([(f"block.{i}.weight", DType.F16, (2, 1)) for i in range(count)])
     path = tmp_path / "many.ckpt"
     with path.open("wb") as file:
         file.truncate(plan.file_size)
-        for offset, piece in plan.pieces([0] * 70_000):
+        for offset, piece in plan.pieces([0] * count):
             file.seek(offset)
             file.write(piece)
     begin = time.process_time()
-    assert len(read_contents(path).tensors) == 70_000
+    assert len(read_contents(path).tensors) == count
     assert time.process_time() - begin < 30  # 3 s at the time of writing
-    assert pickles.OPCODE_LIMIT > 70 * 70_000 * 0.99
+    assert len(torch_loaded(path, mmap=True)["state_dict"]) == count
 
 
 def test_legacy_with_nothing_in_it(tmp_path: Path) -> None:

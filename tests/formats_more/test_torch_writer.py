@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import zipfile
 import zlib
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch_files import assert_same, data_of
+from torch_files import assert_same, data_of, torch_loaded
 
 from mergeflow.formats.contents import read_contents
 from mergeflow.formats.torchwriter import combine_crc32, write_torch_zip_plan
@@ -40,12 +41,9 @@ def test_torch_loads_what_was_written(tmp_path: Path) -> None:
     values = {n: data_of(torch.randint(0, 2, s).to(getattr(torch, d.label))) for n, d, s in specs}
     path = write(tmp_path / "m.ckpt", values, specs, global_step=7, epoch=-(1 << 70), n=300)
     for options in ({}, {"mmap": True}):
-        loaded = torch.load(path, weights_only=True, **options)
-        assert {k: v for k, v in loaded.items() if k != "state_dict"} == {
-            "global_step": 7,
-            "epoch": -(1 << 70),
-            "n": 300,
-        }
+        loaded = torch_loaded(path, **options)
+        beside = {k: v for k, v in loaded.items() if k != "state_dict"}
+        assert beside == {"global_step": 7, "epoch": -(1 << 70), "n": 300}
         assert {n: data_of(t) for n, t in loaded["state_dict"].items()} == values
         assert all(t.is_contiguous() for t in loaded["state_dict"].values())
         assert_same(read_contents(path), loaded["state_dict"])
@@ -56,8 +54,13 @@ def test_torch_loads_what_was_written(tmp_path: Path) -> None:
     assert again.read_bytes() == path.read_bytes()
 
 
+def test_an_archive_that_a1111_accepts(tmp_path: Path) -> None:
+    names = zipfile.ZipFile(write(tmp_path / "m.ckpt", {"a": bytes(4)}, [("a", DType.F32, ())])).namelist()
+    assert all(re.fullmatch(r"([^/]+)/((data/\d+)|version|(data\.pkl))", n) for n in names)
+
+
 def test_a_checkpoint_without_tensors_and_a_wrong_number_of_checksums(tmp_path: Path) -> None:
-    assert torch.load(write(tmp_path / "m.ckpt", {}, []), weights_only=True) == {"state_dict": {}}
+    assert torch_loaded(write(tmp_path / "m.ckpt", {}, [])) == {"state_dict": {}}
     with pytest.raises(ValueError):
         write_torch_zip_plan([("a", DType.F32, (1,))]).pieces([])
 
