@@ -36,6 +36,9 @@ class Place:
         return ":".join(parts)
 
 
+MOST_SHOWN = 12  # names in a hint
+
+
 class MergeflowError(Exception):
     """Base of everything that mergeflow raises on purpose."""
 
@@ -59,15 +62,20 @@ class RecipeError(MergeflowError):
 
 
 class UnknownName(RecipeError):
-    """A name nothing answers to. `known` is what could have been meant; the nearest become the hint."""
+    """A name nothing answers to. `known` is what could have been meant; the nearest become the hint, or all of it."""
 
     def __init__(
         self, what: str, name: str, known: Iterable[str], *, place: Place | None = None, hint: str = ""
     ) -> None:
-        close = nearest(name, known)
+        names = list(known)
+        close = nearest(name, names)
         if close:
-            hint = f"did you mean {' or '.join(close)}?" + (f" {hint}" if hint else "")
-        super().__init__(f"no {what} is called {name}", place=place, hint=hint)
+            hint = f"did you mean {' or '.join(map(_short, close))}?" + (f" {hint}" if hint else "")
+        elif not hint and names:
+            shown = [_short(n) for n in names[:MOST_SHOWN]]
+            rest = len(names) - len(shown)
+            hint = f"there {'is' if len(names) == 1 else 'are'} {', '.join(shown)}" + (f" and {rest:,} more" if rest else "")
+        super().__init__(f"no {what} is called {_short(name)}", place=place, hint=hint)
         self.name = name
 
 
@@ -89,6 +97,10 @@ class NotReproducible(MergeflowError):
 
 class ResourceError(MergeflowError):
     exit_code = 7
+
+
+def _short(name: str, width: int = 60) -> str:
+    return name if len(name) <= width else f"{name[: width - 1]}…"
 
 
 def nearest(name: str, known: Iterable[str], limit: int = 3) -> list[str]:

@@ -28,7 +28,8 @@ WILDCARDS = frozenset("*?[")
 
 
 class Rank(IntEnum):
-    """How narrow a selector is. A glob inside something is WITHIN plus the rank of what it is inside of.
+    """How narrow a selector is. A glob inside something is WITHIN plus the rank of what it is inside of; a tensor's own
+    name is narrower than all else.
 
     DEFAULT and LISTED are not selectors but what lies beneath them: `default`, and the numbers of a preset or list.
     """
@@ -42,8 +43,8 @@ class Rank(IntEnum):
     RANGE = 60
     BLOCK = 70
     GLOB = 80
-    EXACT = 90
     WITHIN = 100
+    EXACT = 200
 
 
 def select(

@@ -17,7 +17,7 @@ from mergeflow.arch.base import Architecture
 from mergeflow.arch.blocks import BASE
 from mergeflow.arch.lists import fitted
 from mergeflow.arch.registry import get
-from mergeflow.errors import UnknownName
+from mergeflow.errors import UnknownName, nearest
 
 VERSION = 1
 DIGITS = 10
@@ -169,7 +169,9 @@ def preset(name: str, architecture: Architecture, *, base: bool = False) -> Mapp
     """
     found = _names().get(_plain(name))
     if found is None:
-        raise UnknownName("preset", name, _ORDER)
+        # Names are all in capitals; what is typed is often not, and then is like none of them.
+        close = nearest("_".join(name.upper().split()), _ORDER)
+        raise UnknownName("preset", name, (), hint=f"did you mean {' or '.join(close)}?" if close else "")
     source = get("sdxl" if found.startswith("SDXL_") else "sd1")
     table = fitted(_table(found), source, architecture)
     # A table for SDXL has no number for the VAE: it follows BASE, and so goes with it where BASE is given apart.

@@ -15,12 +15,16 @@ _GROUP = Path("/sys/fs/cgroup")
 
 def parse_memory(text: str) -> int:
     """'4GB', '800M', '1.5 GiB' in bytes."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", text.upper())
+    match = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([KMGT]?)(I?)B?\s*", text.upper())
     if match is None:
-        raise RecipeError(f"{text} is not an amount of memory", hint="write it as 4GB or 800MB")
+        shown = text if len(text) <= 40 else f"{text[:39]}…"
+        raise RecipeError(f"{shown} is not an amount of memory", hint="write it as 4GB or 800MB")
     number, unit, binary = match.groups()
     factor = 1024 ** " KMGT".index(unit) if binary and unit else _UNITS[unit]
-    return int(float(number) * factor)
+    amount = int(float(number) * factor)
+    if not amount:
+        raise RecipeError("no memory at all is too little", hint="write it as 4GB or 800MB")
+    return amount
 
 
 def budget(memory: int | None = None) -> Budget:

@@ -12,10 +12,10 @@ from mergeflow.build.settings import BuildResult, BuiltOutput, Settings, cache_f
 from mergeflow.build.state import is_ours, look
 from mergeflow.build.targets import choose, targets
 from mergeflow.digest import printable
-from mergeflow.errors import MergeflowError, NotReproducible, RecipeError
+from mergeflow.errors import IntegrityError, MergeflowError, MissingInput, NotReproducible, RecipeError
 from mergeflow.events import OutputDone, Reporter, Warned, silent
 from mergeflow.formats.files import write_text_file
-from mergeflow.plan.bind import Bound, bind
+from mergeflow.plan.bind import Bound, SourceRef, bind
 from mergeflow.plan.embed import KIND
 from mergeflow.plan.facts import SourceFacts
 from mergeflow.plan.planner import OutputPlan, Plan, Request, make_plan, needed_sources
@@ -66,8 +66,7 @@ class Project:
     def _plan(self, outputs: Sequence[str]) -> Plan:
         chosen = choose(self.bound, outputs)
         wanted = needed_sources(self.bound, chosen)
-        inputs = {self.bound.sources[i].name: self.bound.sources[i].path for i in wanted}
-        files = targets(self.bound, chosen, self.settings.output_root, inputs)
+        files = targets(self.bound, chosen, self.settings.output_root, self._inputs())
         facts = {i: self.facts(i) for i in wanted}
         settings = self.settings
         machine = budget(settings.memory)
@@ -81,17 +80,25 @@ class Project:
         )
         return make_plan(self.bound, facts, request)
 
+    def _inputs(self) -> dict[str, Path]:
+        """All files that the recipe calls sources, those that are not read this time too."""
+        return {ref.name: ref.path for ref in self.bound.sources}
+
     def facts(self, source: int) -> SourceFacts:
         """What is known of one source, its claims checked."""
         ref = self.bound.sources[source]
         declared = ref.declared
         found = self.identified(source)
-        check_claims(
-            ref.path, self.memo, self.report, sha256_claim=declared.sha256, short=declared.hash, size=declared.size
-        )
+        try:
+            check_claims(
+                ref.path, self.memo, self.report, sha256_claim=declared.sha256, short=declared.hash, size=declared.size
+            )
+            adapted = adapt(found, ref.name, arch=declared.arch, ema=declared.ema or "keep")
+        except MergeflowError as error:
+            error.place = error.place or declared.place
+            raise
         says_delta = found.metadata.get(KIND) == "delta"
         delta = says_delta if declared.kind is None else declared.kind == "delta"
-        adapted = adapt(found, ref.name, arch=declared.arch, ema=declared.ema or "keep")
         self._notes[source] = adapted.notes
         return SourceFacts(
             ref.name,
@@ -116,7 +123,7 @@ class Project:
             except MergeflowError as error:
                 if error.place is None:
                     error.place = ref.declared.place
-                error.hint = error.hint or f"put the file there, or point elsewhere with --source {ref.name}=PATH"
+                error.hint = _way_out(error, ref)
                 raise
             self._identified[source] = found
         return self._identified[source]
@@ -148,6 +155,7 @@ class Project:
             if there and not is_ours(output.target, self.records, self.memo, self.report):
                 raise RecipeError(
                     f"{output.path} exists and is not what mergeflow built there: it is not overwritten",
+                    place=self.bound.outputs[output.path][1].place,
                     hint="--force overwrites it; another output path keeps it",
                 )
 
@@ -242,7 +250,7 @@ class Project:
         """Remove built outputs and their sidecars; (path, removed) for each that is there. Files that are not what
         we built stay, unless forced."""
         chosen = choose(self.bound, outputs)
-        files = targets(self.bound, chosen, self.settings.output_root, {})
+        files = targets(self.bound, chosen, self.settings.output_root, self._inputs())
         for target in files.values():
             if not target.exists():
                 continue
@@ -251,6 +259,18 @@ class Project:
                 _remove(target)
                 self.records.forget(target)
             yield target, ours
+
+
+def _way_out(error: MergeflowError, ref: SourceRef) -> str:
+    """What helps when a source is not there or is not what it should be."""
+    if isinstance(error, MissingInput) and " #" in ref.declared.place.text and not error.hint:
+        return "in YAML # after a space begins a comment: quote a path that holds one"
+    first = error.hint
+    if not first and isinstance(error, MissingInput):
+        first = "put the file there"
+    elif not first and isinstance(error, IntegrityError):
+        first = "fetch it again"
+    return f"{first.removesuffix('?')}, or point elsewhere with --source {ref.name}=PATH" if first else ""
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:

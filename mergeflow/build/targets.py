@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from mergeflow.errors import RecipeError, ResourceError, UnknownName
+from mergeflow.errors import Place, RecipeError, ResourceError, UnknownName
 from mergeflow.plan.bind import Bound
 
 
@@ -13,7 +14,12 @@ def choose(bound: Bound, wanted: Iterable[str]) -> list[str]:
     """The outputs to make: those named (by path, or by file name where that is enough), or all."""
     names = list(wanted)
     if not bound.outputs:
-        raise RecipeError("the recipe has no outputs", hint="add outputs: { mix.safetensors: a + (b - c) * 0.3 }")
+        file = bound.recipe.path
+        raise RecipeError(
+            "the recipe has no outputs",
+            place=Place(str(file)) if file else None,
+            hint="add outputs: { mix.safetensors: a + (b - c) * 0.3 }",
+        )
     if not names:
         return list(bound.outputs)
     chosen = []
@@ -32,40 +38,76 @@ def targets(bound: Bound, outputs: Iterable[str], root: Path, inputs: Mapping[st
         RecipeError: outside the root, equal to an input, or to another output.
         ResourceError: the folder cannot be written to.
     """
-    base = root.resolve()
-    taken = {path.resolve(): name for name, path in inputs.items()}
+    base = _real(root)
+    taken: dict[str, list[tuple[str, Path]]] = {}
+    for name, source in inputs.items():
+        taken.setdefault(str(_real(source)).casefold(), []).append((name, source))
     result: dict[str, Path] = {}
     used: dict[str, str] = {}
     for path in outputs:
         place = bound.outputs[path][1].place
         target = root / path
-        real = target.resolve()
+        real = _real(target)
         if not real.is_relative_to(base):
             raise RecipeError(
                 f"{path} would be written outside {base}",
                 place=place,
                 hint="outputs stay under the output root; --output-root FOLDER moves it",
             )
-        if real in taken:
-            raise RecipeError(f"{path} is also the source {taken[real]}: it would overwrite its own input", place=place)
         folded = str(real).casefold()  # two names that differ in case are one file on Windows and macOS
+        same = next((name for name, source in taken.get(folded, ()) if _same_file(real, source)), None)
+        if same is not None:
+            raise RecipeError(
+                f"{path} is also the source {same}: it would overwrite its own input",
+                place=place,
+                hint="give the output another path, or another --output-root",
+            )
         if folded in used:
-            raise RecipeError(f"{path} and {used[folded]} are the same file", place=place)
+            raise RecipeError(f"{path} and {used[folded]} are the same file", place=place, hint="rename one of them")
         used[folded] = path
         if real.is_dir():
-            raise ResourceError(f"{target}: is a folder")
-        _check_writable(real)
+            raise ResourceError(
+                f"{path} is a folder there", place=place, hint="remove it, or give the output another path"
+            )
+        _check_writable(path, real, place)
         result[path] = real
+    for folded, path in used.items():
+        above = next((used[str(p)] for p in Path(folded).parents if str(p) in used), None)
+        if above is not None:
+            raise RecipeError(
+                f"{path} lies below {above}, which is a file",
+                place=bound.outputs[path][1].place,
+                hint="rename one of them",
+            )
     return result
 
 
-def _check_writable(target: Path) -> None:
-    import os
+def _real(path: Path) -> Path:
+    """Absolute, links followed; unlike Path.resolve, links that lead in circles are no error here."""
+    return Path(os.path.realpath(path))
 
+
+def _same_file(target: Path, source: Path) -> bool:
+    """Whether paths that differ at most in case are one file: here, or (where there is none yet) on some system."""
+    if target == _real(source):
+        return True
+    try:
+        return target.samefile(source)
+    except OSError:
+        return False
+
+
+def _check_writable(path: str, target: Path, place: Place) -> None:
     folder = target.parent
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir():
-        raise ResourceError(f"{target}: {folder} is not a folder")
+        raise ResourceError(
+            f"{path} cannot be made: {folder} is a file, not a folder", place=place, hint="give the output another path"
+        )
     if not os.access(folder, os.W_OK):
-        raise ResourceError(f"{target}: the folder {folder} cannot be written to")
+        raise ResourceError(
+            f"{path} cannot be made: the folder {folder} cannot be written to",
+            place=place,
+            hint="change its permissions, or choose another --output-root",
+        )

@@ -21,9 +21,6 @@ _OTHERS = (
     (b"GGUF", "a GGUF file", "mergeflow reads safetensors and torch files: convert it first"),
     (b"\x89HDF", "an HDF5 file, as Keras writes", "mergeflow reads safetensors and torch files: convert it first"),
     (b"version https://git-lfs", "a Git LFS pointer: the model itself was not downloaded", "run git lfs pull"),
-    (b"<!DOCTYPE", "a web page: the download went wrong", _AGAIN),
-    (b"<!doctype", "a web page: the download went wrong", _AGAIN),
-    (b"<html", "a web page: the download went wrong", _AGAIN),
     (b"\x1f\x8b", "a gzip archive", "unpack it first"),
     (b"7z\xbc\xaf", "a 7-Zip archive", "unpack it first"),
     (b"Rar!", "a RAR archive", "unpack it first"),
@@ -89,8 +86,28 @@ def _read(file: ReadFile) -> Contents:
             f"{path}: a tar file, as torch wrote before 0.1.10 or as an archive of other files",
             hint="unpack it, or load and save it with torch",
         )
-    raise IntegrityError(
-        f"{path}: not a model file that mergeflow knows", hint="it reads safetensors and the files of torch.save"
+    raise _unknown(path, start, size)
+
+
+def _unknown(path: Path, start: bytes, size: int) -> IntegrityError:
+    """What a file is that no reader knows, as far as its first bytes tell."""
+    text = start.lstrip()
+    if text[:9].lower().startswith((b"<!doctype", b"<html")):
+        return IntegrityError(f"{path}: not a model file but a web page: the download went wrong", hint=_AGAIN)
+    if not start.strip(b"\0"):
+        return IntegrityError(f"{path}: not a model file: it begins with {len(start)} zeros", hint=_AGAIN)
+    length = int.from_bytes(start[:8], "little")
+    if start[8:9] == b"{":
+        return IntegrityError(
+            f"{path}: not a safetensors file: its header would have {length:,} bytes, at most {HEADER_LIMIT:,} are read"
+        )
+    if size >= 8 and length < 2:
+        return IntegrityError(f"{path}: not a safetensors file: its header would have {length} bytes")
+    found = f": it begins with {start[:16].hex(' ')}"
+    if all(b in b"\t\n\r" or 32 <= b < 127 for b in start[:64]):
+        found = f" but text: {' '.join(text[:60].decode('ascii').split())}"
+    return IntegrityError(
+        f"{path}: not a model file{found}", hint="mergeflow reads safetensors and the files of torch.save"
     )
 
 

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from mergeflow.digest import hash_bytes
-from mergeflow.errors import IntegrityError, MissingInput, ResourceError
+from mergeflow.errors import IntegrityError, MissingInput, ResourceError, nearest
 from mergeflow.tensors import human_bytes
 
 if TYPE_CHECKING:
@@ -163,8 +163,19 @@ def _not_there(error: OSError, path: Path) -> MissingInput | None:
         return MissingInput(f"{path}: is a link to {path.readlink()}, and there is no such file")
     folder = path.parent
     if not folder.is_dir():
-        return MissingInput(f"{path}: there is no such file, nor the folder {folder}")
-    return MissingInput(f"{path}: there is no such file")
+        found = f", {folder} is a file" if folder.exists() else f", nor the folder {folder}"
+        return MissingInput(f"{path}: there is no such file{found}")
+    return MissingInput(f"{path}: there is no such file", hint=_meant(path))
+
+
+def _meant(path: Path) -> str:
+    """The files beside it that are called almost the same."""
+    with contextlib.suppress(OSError):
+        beside = {p.stem: p.name for p in path.parent.iterdir()}
+        close = nearest(path.stem, beside)
+        if close:
+            return f"did you mean {' or '.join(beside[stem] for stem in close)}?"
+    return ""
 
 
 def shown_path(path: Path) -> str:

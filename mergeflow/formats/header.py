@@ -19,6 +19,7 @@ from mergeflow.formats.files import ReadFile
 from mergeflow.tensors import BY_CODE, TensorSpec
 
 HEADER_LIMIT = 100_000_000  # of the reference implementation
+LARGEST = 1 << 63
 _OTHER_FORMATS = (
     (b"PK\x03\x04", "a zip file, as torch writes .ckpt, .pt and .bin files"),
     (b"\x80\x02", "a Python pickle, as old .ckpt files are"),
@@ -106,7 +107,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                raise _Duplicate(repr(name))
+                raise _Duplicate(_shown(name))
             seen.add(name)
     return result
 
@@ -115,22 +116,37 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorSpec:
     try:
         code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
-        raise IntegrityError(f"{path}: the header's entry for {name!r} is malformed") from None
+        raise IntegrityError(
+            f"{path}: the header's entry for {_shown(name)} has not what belongs there: dtype, shape, two data_offsets"
+        ) from None
     dtype = BY_CODE.get(code) if isinstance(code, str) else None
     if dtype is None:
         raise IntegrityError(
-            f"{path}: tensor {name!r} has the type {code!r}, which mergeflow does not know",
+            f"{path}: tensor {_shown(name)} has the type {_shown(code)}, which mergeflow does not know",
             hint=f"known types: {', '.join(BY_CODE)}",
         )
-    for n in (*shape, begin, end):
-        if type(n) is not int or n < 0:
-            raise IntegrityError(f"{path}: tensor {name!r} has a shape or offset that is not a whole number")
-    if end - begin != prod(shape) * dtype.size:
+    for what, numbers in (("shape", shape), ("data_offsets", (begin, end))):
+        if any(type(n) is not int or not 0 <= n < LARGEST for n in numbers):
+            raise IntegrityError(
+                f"{path}: tensor {_shown(name)} has the {what} {_shown(list(numbers))}: "
+                "those are whole numbers, 0 or more"
+            )
+    if begin > end:
+        raise IntegrityError(f"{path}: tensor {_shown(name)} ends before it begins: data_offsets [{begin}, {end}]")
+    nbytes = prod(shape) * dtype.size
+    if end - begin != nbytes:
+        needs = f"{nbytes:,} bytes" if nbytes < LARGEST else "more bytes than any file has"
         raise IntegrityError(
-            f"{path}: tensor {name!r} should take {prod(shape) * dtype.size:,} bytes ({code} {list(shape)}), "
+            f"{path}: tensor {_shown(name)} should take {needs} ({code} {_shown(list(shape))}), "
             f"its offsets span {end - begin:,}"
         )
     return TensorSpec(name, dtype, shape, data_start + begin)
+
+
+def _shown(value: object) -> str:
+    """As JSON has it, and short enough for a message."""
+    text = repr(value) if not isinstance(value, str) else repr(value[:200])
+    return text if len(text) <= 80 else f"{text[:60]}…{text[-16:]}"
 
 
 def _check_no_holes(path: Path, tensors: list[TensorSpec], data_start: int, file_size: int) -> None:
@@ -138,7 +154,10 @@ def _check_no_holes(path: Path, tensors: list[TensorSpec], data_start: int, file
     for t in tensors:
         if t.start != position:
             what = "overlaps the tensor before it" if t.start < position else "leaves a hole before it"
-            raise IntegrityError(f"{path}: tensor {t.name!r} {what} (byte {t.start:,}, expected {position:,})")
+            raise IntegrityError(
+                f"{path}: tensor {_shown(t.name)} {what}: it begins at byte {t.start:,} of the file, "
+                f"the one before ends at {position:,}"
+            )
         position += t.nbytes
     if position > file_size:
         raise IntegrityError(f"{path}: cut short: its tensors need {position:,} bytes, the file has {file_size:,}")

@@ -132,7 +132,11 @@ def load(stream: Stream, find: Callable[[str, str], object | None], persistent: 
         ) from None
     except Malformed as error:
         raise IntegrityError(f"{path}: its pickle is damaged: {error}") from None
-    except (IndexError, KeyError, TypeError, ValueError, OverflowError, RecursionError, struct.error) as error:
+    except IndexError:
+        raise IntegrityError(f"{path}: its pickle is damaged: it takes from an empty stack") from None
+    except KeyError:
+        raise IntegrityError(f"{path}: its pickle is damaged: it refers to what is not there") from None
+    except (TypeError, ValueError, OverflowError, RecursionError, struct.error) as error:
         raise IntegrityError(f"{path}: its pickle is damaged ({type(error).__name__})") from None
 
 

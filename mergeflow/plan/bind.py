@@ -14,13 +14,14 @@ from pathlib import Path
 
 import networkx as nx
 
-from mergeflow.errors import Place, RecipeError, UnknownName
+from mergeflow.errors import MissingInput, Place, RecipeError, UnknownName
 from mergeflow.ir.nodes import Like, Load, Named, Node, Replace, Round, Scaled, as_node
-from mergeflow.ir.numbers import ONE, Number, profile
+from mergeflow.ir.numbers import ONE, Number, decimal, profile
 from mergeflow.plan.evaluate import Value, call_method, evaluate, evaluate_model, evaluate_number
 from mergeflow.recipe import Recipe, load
 from mergeflow.recipe.expression import Comparison, Expression
 from mergeflow.recipe.model import Output, Param, Source, Step
+from mergeflow.recipe.tokens import clip
 
 _DEEPEST = 32
 _COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq}
@@ -119,11 +120,16 @@ def _order(recipe: Recipe) -> Iterable[str]:
     try:
         return list(nx.topological_sort(graph))
     except nx.NetworkXUnfeasible:
-        cycle = [edge[0] for edge in nx.find_cycle(graph)]
+        cycle = [edge[1] for edge in reversed(list(nx.find_cycle(graph)))]  # each uses the one after it
         first = cycle[0]
         place = recipe.steps[first].place if first in recipe.steps else recipe.params[first].place
-        shown = " → ".join([*reversed(cycle), cycle[-1]]) if len(cycle) <= 8 else f"{len(cycle)} names long"
-        raise RecipeError(f"{first} depends on itself: {shown}", place=place) from None
+        if len(cycle) <= 8:
+            shown = " → ".join(map(clip, [*cycle, first]))
+        else:
+            shown = f"{' → '.join(map(clip, cycle[:4]))} → … → {clip(cycle[-1])} → {clip(first)}, {len(cycle):,} names"
+        raise RecipeError(
+            f"{clip(first)} depends on itself: {shown}", place=place, hint="one of them has to do without the next"
+        ) from None
 
 
 def _param_names(param: Param) -> Iterable[str]:
@@ -154,7 +160,11 @@ def _bind_recipe_source(bound: Bound, source: Source, name: str, opened: tuple[P
         raise RecipeError(f"{name}: {source.recipe} leads back to a recipe that uses it", place=source.place)
     if len(opened) >= _DEEPEST:
         raise RecipeError(f"{name}: recipes that use recipes may go {_DEEPEST} deep", place=source.place)
-    other = load(path, overrides=source.set)
+    try:
+        other = load(path, overrides=source.set)
+    except MissingInput as error:
+        error.place = error.place or source.place
+        raise
     bound.files += other.files
     scope = _bind_scope(bound, other, name + "/", (*opened, path))
     if source.step not in other.steps:
@@ -213,14 +223,18 @@ def _bind_assert(bound: Bound, comparison: Comparison, scope: Mapping[str, Value
     left = comparison.left
     for op, right in comparison.rest:
         a, b = evaluate(left, scope), evaluate(right, scope)
-        text = f"{left.text.strip()} {op} {right.text.strip()}"
+        text = f"{clip(left.text.strip(), 60)} {op} {clip(right.text.strip(), 60)}"
         if isinstance(a, Scaled) and isinstance(b, Scaled):
             if op != "==":
                 raise RecipeError(f"models can be equal or not, but not {op}", place=left.place(0))
             bound.claims.append(Claim(as_node(a), as_node(b), text, left.place(0)))
         elif isinstance(a, Fraction) and isinstance(b, Fraction):
             if not _COMPARE[op](a, b):
-                raise RecipeError(f"the assertion does not hold: {text}", place=left.place(0))
+                raise RecipeError(
+                    f"the assertion does not hold: {text}",
+                    place=left.place(0),
+                    hint=f"left is {decimal(a)}, right is {decimal(b)}",
+                )
         else:
             raise RecipeError("an assertion compares two models or two numbers", place=left.place(0))
         left = right

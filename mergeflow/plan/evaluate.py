@@ -8,8 +8,9 @@ from fractions import Fraction
 from mergeflow.errors import MergeflowError, Place, RecipeError, UnknownName
 from mergeflow.ir.nodes import Scaled, combine
 from mergeflow.ir.numbers import Number, Varying
-from mergeflow.methods.registry import Method, Parameter, Weighted, find
-from mergeflow.recipe.expression import Call, Expression, Instr
+from mergeflow.methods.registry import Method, Parameter, Weighted, built_in, find
+from mergeflow.recipe.expression import Call, Expression, Instr, spell
+from mergeflow.recipe.tokens import is_plain_name
 
 Value = Number | Scaled | Weighted | list["Value"] | bool
 _WORDS: Mapping[str, Value] = {"true": True, "false": False}
@@ -78,7 +79,22 @@ def _look_up(expression: Expression, instr: Instr, scope: Mapping[str, Value]) -
     digits = name[: len(name) - len(name.lstrip("0123456789"))]
     if digits and name[len(digits) :] in scope:
         hint = f"or {digits} * {name[len(digits) :]}?"
+    elif whole := _unquoted(expression.text, instr.offset, scope):
+        place = expression.place(instr.offset)
+        raise RecipeError(f"{whole} is one name, but is read as several", place=place, hint=f"quote it: {spell(whole)}")
+    elif name in built_in():
+        hint = f"{name} is a method, called as {built_in()[name].signature}"
     raise UnknownName("source, param or step", name, scope, place=expression.place(instr.offset), hint=hint)
+
+
+def _unquoted(text: str, at: int, scope: Mapping[str, Value]) -> str:
+    """A name that is no plain word and stands without quotes around the character `at`; '' when none does."""
+    for known in scope:
+        if not is_plain_name(known):
+            begin = text.find(known, max(0, at - len(known)), at + len(known))
+            if begin <= at < begin + len(known):
+                return known
+    return ""
 
 
 def _pop(stack: list[Value], n: int) -> list[Value]:
@@ -197,11 +213,12 @@ def _bind(method: Method, positional: list[Value], named: Mapping[str, Value], p
         if name not in by_name:
             raise UnknownName(f"parameter of {method.name}", name, by_name, place=place, hint=method.signature)
         if name in given:
-            raise RecipeError(f"{method.name} is given {name} twice", place=place)
+            raise RecipeError(f"{method.name} is given {name} twice", place=place, hint=method.signature)
         given[name] = value
     missing = [p.name for p in method.parameters if p.required and p.name not in given]
     if missing:
-        raise RecipeError(f"{method.name} needs {' and '.join(missing)} as well", place=place, hint=method.signature)
+        listed = " and ".join([", ".join(missing[:-1]), missing[-1]] if missing[:-1] else missing)
+        raise RecipeError(f"{method.name} needs {listed} as well", place=place, hint=method.signature)
     return {name: _accept(method, by_name[name], value, place) for name, value in given.items()}
 
 
@@ -209,9 +226,8 @@ def _accept(method: Method, parameter: Parameter, value: Value, place: Place) ->
     """The value as the parameter's kind wants it."""
     kind = parameter.kind
     if kind == "Models" and isinstance(value, list) and value:
-        flat = [x for item in value for x in (item if isinstance(item, list) else [item])]
-        items = [Weighted(item, None) if isinstance(item, Scaled) else item for item in flat]
-        if all(isinstance(item, Weighted) for item in items):
+        items = [Weighted(item, None) if isinstance(item, Scaled) else item for item in _flat(value)]
+        if items and all(isinstance(item, Weighted) for item in items):
             return items
     elif (
         (kind == "Model" and isinstance(value, Scaled))
@@ -228,6 +244,19 @@ def _accept(method: Method, parameter: Parameter, value: Value, place: Place) ->
     raise RecipeError(
         f"{method.name}: {parameter.name} is {wanted[kind]}, not {_what(value)}", place=place, hint=method.signature
     )
+
+
+def _flat(values: Sequence[Value]) -> list[Value]:
+    """A list of models, with those of the lists in it (a source may be a list) in their places."""
+    flat: list[Value] = []
+    stack = list(reversed(values))
+    while stack:
+        item = stack.pop()
+        if isinstance(item, list):
+            stack += reversed(item)
+        else:
+            flat.append(item)
+    return flat
 
 
 def _refuse(expression: Expression, instr: Instr, message: str, hint: str = "") -> RecipeError:

@@ -135,7 +135,9 @@ def _nonfinite(source: SourceFacts, names: set[str]) -> str:
     if not bad:
         return ""
     total, first = sum(bad.values()), next(iter(bad))
-    return f"{source.name} holds {total:,} values that are NaN or infinite, in {len(bad):,} tensors such as {first}"
+    where = first if len(bad) == 1 else f"{len(bad):,} tensors such as {first}"
+    values = "1 value that is" if total == 1 else f"{total:,} values that are"
+    return f"{source.name} holds {values} NaN or infinite, in {where}"
 
 
 def _short(text: str) -> str:

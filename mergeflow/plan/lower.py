@@ -210,6 +210,8 @@ class Lowering:
             source = self._facts[i]
             if source.tensors[spec.name].dtype.is_float:
                 continue
+            if tensor := source.quantised_by():
+                raise _quantised(source, tensor)
             raise RecipeError(
                 f"{spec.name} is {source.tensors[spec.name].dtype.label} in {source.name} and "
                 f"{spec.dtype.label} in {self._facts[primary].name}: they cannot be mixed",
@@ -241,11 +243,13 @@ class Lowering:
         first, other = self._facts[primary], self._facts[wide]
         channels = other.tensors[spec.name].shape[1]
         rest = [self._facts[i].name for i in inputs if i not in (wide, primary)]
-        fix = f"{other.name} + ({first.name} - {rest[0]})" if rest else f"a sum that begins with {other.name}"
+        fix = f"begin with the wide model: {other.name} + ({first.name} - {rest[0]})"
+        if not rest:
+            fix = f"write the sum so that it begins with the wide model, {other.name}"
         return RecipeError(
             f"{other.name} has {channels} input channels, the first model ({first.name}) has {spec.shape[1]}: "
             f"the result could not {'inpaint' if channels == 9 else 'edit images'}",
-            hint=f"begin with the wide model: {fix}",
+            hint=fix,
         )
 
 
@@ -254,10 +258,14 @@ def check_quantised(resolved: Resolved, works: Sequence[TensorWork], facts: Fact
     computed = {source for work in works if work.program >= 0 for source, _ in work.reads}
     for i in sorted(computed):
         if tensor := facts[i].quantised_by():
-            raise RecipeError(
-                f"{facts[i].name} holds scaled, quantised weights (it has {tensor}): sums of them mean nothing",
-                hint="use the float16 or bfloat16 file of the same model",
-            )
+            raise _quantised(facts[i], tensor)
+
+
+def _quantised(source: SourceFacts, tensor: str) -> RecipeError:
+    return RecipeError(
+        f"{source.name} holds scaled, quantised weights (it has {tensor}): sums of them mean nothing",
+        hint="use the float16 or bfloat16 file of the same model",
+    )
 
 
 def check_kinship(resolved: Resolved, facts: Facts) -> None:

@@ -88,17 +88,17 @@ def make_plan(bound: Bound, facts: Facts, request: Request) -> Plan:
             resolved = trim(resolved, output)
             works = {w.name: w for w in lowering.output(resolved, dtypes(resolved, output))}
             works |= {w.name: w for w in constants(works.values(), output)}
-        except RecipeError as error:
+            check_quantised(resolved, tuple(works.values()), facts)
+            order = canonical_order((w.name, w.dtype, w.shape) for w in works.values())
+            ordered = [works[name] for name, _, _ in order]
+            text = bound.recipe.text if output.embed == "recipe" else None
+            layout = lay_out(order, metadata(resolved, facts, output.dtype, compute, output.metadata, text))
+            warnings = [*resolved.notes, *_nonfinite(bound, ordered, facts)]
+        except MergeflowError as error:
             if error.place is None:
                 error.place = output.expr.place(0)
             raise
-        check_quantised(resolved, tuple(works.values()), facts)
-        order = canonical_order((w.name, w.dtype, w.shape) for w in works.values())
-        ordered = [works[name] for name, _, _ in order]
-        text = bound.recipe.text if output.embed == "recipe" else None
-        layout = lay_out(order, metadata(resolved, facts, output.dtype, compute, output.metadata, text))
         now = snapshot(bound, path, resolved, facts)
-        warnings = [*resolved.notes, *_nonfinite(bound, ordered, facts)]
         draft = OutputPlan(
             path,
             target,

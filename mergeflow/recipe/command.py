@@ -17,6 +17,7 @@ from mergeflow.recipe.tokens import is_number
 FILE = "command line"
 MAX_PATH = 1000  # YAML keys have at most 1024
 _PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./ +*()-]*(?<! )")
+_ALMOST = re.compile(r"\s*[-+]?[0-9.]+\s*%\s*|\s*[-+]?[0-9]+,[0-9]+\s*")  # 30% and 0,3 are no files
 _RANGE = re.compile(r"-?[0-9.]+(?::-?[0-9.]+){1,2}")
 
 
@@ -33,6 +34,8 @@ def recipe_text(expr: str, names: Mapping[str, str], output: str, dtype: str | N
     for name, value in names.items():
         node = typed(FILE, name, value)
         line = f"  {quote(name_of(_argument(name), 'a name'))}: {quote(path_text(node, name))}"
+        if _ALMOST.fullmatch(value):
+            parse(value, node)  # which says what was meant
         if _RANGE.fullmatch(value) and not is_number(value):
             raise node.error("a range of numbers (sweep) is not in this version of mergeflow", "give one number")
         (params if is_number(value) else sources).append(line)

@@ -153,6 +153,8 @@ def _real(path: Path) -> Path:
 
 
 def _read(path: Path, place: Place | None) -> bytes:
+    if path.is_dir():
+        raise RecipeError(f"{path} is a folder, not a recipe", place=place, hint="name the .yaml file in it")
     try:
         with path.open("rb") as file:
             data = file.read(nodes.MAX_BYTES + 1)

@@ -299,6 +299,11 @@ class _Composer:
         before = list(parent.items.values())
         if before:
             first, value = before[-1]
+            if isinstance(value, Scalar) and re.fullmatch(r"[-+]?[0-9]+", value.value) and key.value.isdecimal():
+                return value.error(
+                    f"{clip(value.value)},{clip(key.value)} is not a number here",
+                    f"write {clip(value.value)}.{clip(key.value)}",
+                )
             closing = self.source.text.find(")", key.start)
             typed = self.source.text[
                 value.start : closing + 1 if "(" in self.source.text[value.start : value.end] else key.end

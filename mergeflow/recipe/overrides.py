@@ -21,7 +21,7 @@ def override(recipe: Recipe, params: Mapping[str, str], sources: Mapping[str, st
         return recipe
     changed = dict(recipe.params)
     for name, text in params.items():
-        _set(changed, name, text)
+        _set(changed, recipe.sources, name, text)
     replaced = dict(recipe.sources)
     for name, text in sources.items():
         node = typed("--source", name, text)
@@ -42,7 +42,7 @@ def typed(option: str, name: str, text: str) -> nodes.Scalar:
     return nodes.Scalar(SourceText(option, whole), start, len(whole), value=text, style="typed")
 
 
-def _set(params: dict[str, Param], name: str, text: str) -> None:
+def _set(params: dict[str, Param], sources: Mapping[str, object], name: str, text: str) -> None:
     node = typed("--set", name, text)
     known = normal_name(name)
     if known in params:
@@ -53,7 +53,8 @@ def _set(params: dict[str, Param], name: str, text: str) -> None:
         param, dot, rest = param.rpartition(".")
         selector = f"{rest}.{selector}"
     if not dot:
-        raise UnknownName("param", name, params, place=node.where)
+        hint = f"{known} is a source: --source {known}=PATH" if known in sources else ""
+        raise UnknownName("param", name, params, place=node.where, hint=hint)
     if not selector:
         raise RecipeError(f"--set {name} names no block", place=node.where, hint=f"for example --set {param}.OUT05=0.5")
     value = read_param(known, node, node.where).value

@@ -24,7 +24,7 @@ _COMPARES = (
 )
 _NO_OPERATOR = {kind: (_COMPARES[0].format(kind), _COMPARES[1]) for kind in (*sorted(COMPARISONS), "!=")}
 _NO_OPERATOR["**"] = ("there are no powers in expressions", "write x * x")
-_NO_OPERATOR["="] = ("= gives an argument of a call its value", "for example ties(a, [b, c], density=0.2)")
+_NO_OPERATOR["="] = ("= gives an argument of a call its value", "for example weighted_sum(a, b, m=0.3)")
 
 
 class _Frame:
@@ -246,7 +246,7 @@ class Parser:
         if token.kind in _NO_OPERATOR:
             return self.error(_NO_OPERATOR[token.kind][0], token.offset, _NO_OPERATOR[token.kind][1])
         if token.kind == "[":
-            return self.error("a list can only be an argument of a call", token.offset, "for example ties(a, [b, c])")
+            return self.error("a list can only be an argument of a call", token.offset, "for example average([b, c])")
         if token.kind in (")", "]") and before is not None and before.kind in ("(", "["):
             return self.error("there is nothing between these brackets", before.offset)
         if token.kind in (")", "]") and not self.frames:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 import unicodedata
@@ -35,6 +36,7 @@ STEP_KEYS = ("expr", "method", "round", "keep", "like", "replace", "note")  # no
 OUTPUT_KEYS = ("from", "dtype", "only", "drop", "fix", "mark", "metadata", "like", "replace", "embed", "note")
 DEFAULT_KEYS = ("dtype", "only", "drop", "fix", "mark", "metadata", "replace", "embed")
 OPTION_KEYS = ("compute", "missing", "nonfinite")
+MAX_STEM = 220  # file names end at 255 bytes, and the sidecar's adds 12
 EMBED = ("sidecar", "recipe", "none")
 _NUMBER_LIST = re.compile(r"\s*-?[0-9.]+(?:\s*,\s*-?[0-9.]+){2,}\s*,?\s*")
 _SWEEP = re.compile(r"\s*-?[0-9.]+(?:\s*:\s*-?[0-9.]+){1,2}\s*")
@@ -248,6 +250,11 @@ def output_path(key: nodes.Scalar) -> str:
         raise key.error(
             later.not_yet("an output path with { }"), "a path for each output, and one output for each value"
         )
+    if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]|\\\\", path):
+        raise key.error(
+            "this is a path of Windows, and this is not Windows",
+            "write it relative to the output root, with /, as in models/mix.safetensors",
+        )
     if path.endswith("/"):
         raise key.error(later.not_yet("an output that is a folder"), "an output is one .safetensors file")
     if ".." in path.replace("\\", "/").split("/"):
@@ -258,6 +265,8 @@ def output_path(key: nodes.Scalar) -> str:
         raise key.error(
             f"{found} cannot be written", f"outputs end in .safetensors: {clip(stem.strip('.') or 'mix')}.safetensors"
         )
+    if len(stem.encode()) > MAX_STEM:
+        raise key.error(f"the name of an output has at most {MAX_STEM} bytes before .safetensors")
     return path
 
 

@@ -254,7 +254,7 @@ _STRAY_HINTS = {
     "{": "lists are written with [ ], weights with @: [a @ 0.5, b @ 0.5]",
     "}": "lists are written with [ ], weights with @: [a @ 0.5, b @ 0.5]",
     "%": "a share is written as a decimal: 0.3",
-    ":": "arguments are given with =: ties(a, [b, c], density=0.2)",
+    ":": "arguments are given with =: weighted_sum(a, b, m=0.3)",
     "\\": "a path belongs in sources:, the expression uses the source's name",
     "·": "multiplication is written * or ×",
     "⋅": "multiplication is written * or ×",

@@ -34,7 +34,9 @@ def refuse_unprintable(source: SourceText) -> None:
     found = _UNPRINTABLE.search(source.text)
     if found:
         raise RecipeError(
-            f"the file holds the control character U+{ord(found[0]):04X}", place=source.place(found.start())
+            f"the file holds the control character U+{ord(found[0]):04X}",
+            place=source.place(found.start()),
+            hint="remove it; it may not show in an editor",
         )
 
 
@@ -57,10 +59,10 @@ def explain(error: yaml.YAMLError, source: SourceText) -> RecipeError:
                 at = context_at
             char = source.text[at : at + 1].strip()
             return RecipeError(message.format(char=char), place=source.place(at), hint=hint.format(char=char))
-    return _misplaced(problem, at, source)
+    return _misplaced(problem, at, context_at, source)
 
 
-def _misplaced(problem: str, at: int, source: SourceText) -> RecipeError:
+def _misplaced(problem: str, at: int, context_at: int, source: SourceText) -> RecipeError:
     """Text where YAML expected the next key: after a closed bracket or quote, or at another indentation."""
     line = source.text[source.line_start(at) : at]
     before = line.split(": ", 1)[-1].lstrip()
@@ -68,6 +70,12 @@ def _misplaced(problem: str, at: int, source: SourceText) -> RecipeError:
         kind = "quote" if before[0] in "'\"" else "bracket"
         hint = f"put the whole value in {'double' if before[0] != chr(34) else 'single'} quotes"
         return RecipeError(f"there is text after the closing {kind}", place=source.place(at), hint=hint)
+    opened = source.text[context_at : context_at + 1]
+    if at >= len(source.text) and opened in ("{", "["):
+        closing = "}" if opened == "{" else "]"
+        return RecipeError(
+            "this bracket is opened here and never closed", place=source.place(context_at), hint=f"close it with {closing}"
+        )
     if at >= len(source.text):
         return RecipeError(
             "the file ends in the middle of something",

@@ -45,7 +45,10 @@ def adapt(found: Identified, name: str, *, arch: str | None = None, ema: str = "
     if arch is not None:
         stated = get(arch)
         if architecture is not UNKNOWN and architecture.name != stated.name:
-            raise RecipeError(f"{name} is said to be {stated.title}, but looks like {architecture.title}")
+            raise RecipeError(
+                f"{name} is said to be {stated.title}, but looks like {architecture.title}",
+                hint=f"write arch: {architecture.name}, or leave it out",
+            )
         architecture = stated
     tensors, digests, nonfinite = dict(found.tensors), dict(found.digests), dict(found.nonfinite)
     notes: list[str] = []

@@ -18,6 +18,7 @@ from mergeflow.formats.files import ReadFile
 from mergeflow.sources.memo import Memo, quiet_since
 
 _STEP = 1 << 22
+_OTHER_FILE = "point the source at the right file, with --source NAME=PATH or in the recipe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,31 +68,29 @@ def check_claims(
         IntegrityError: it is another file; the message gives both hashes.
     """
     if size is not None and path.stat().st_size != size:
-        raise IntegrityError(f"{path}: is {path.stat().st_size:,} bytes long, the recipe asks for {size:,}")
+        raise IntegrityError(
+            f"{path}: is {path.stat().st_size:,} bytes long, the recipe asks for {size:,}", hint=_OTHER_FILE
+        )
     if sha256_claim is not None:
-        _compare(path, sha256(path, memo, report), sha256_claim)
+        _compare(path, "sha256", sha256(path, memo, report), sha256_claim)
     if short is None:
         return
     if len(short) == 8:
         with ReadFile(path) as file:
-            _compare(path, old_hash(file), short)
+            _compare(path, "hash of 8 digits", old_hash(file), short)
     elif len(short) == 12:
         with ReadFile(path) as file:
-            _compare(path, autov3(file, report)[:12], short)
+            _compare(path, "AutoV3 hash", autov3(file, report)[:12], short)
     elif len(short) in (10, 64):
-        _compare(path, sha256(path, memo, report)[: len(short)], short)
+        _compare(path, "sha256", sha256(path, memo, report)[: len(short)], short)
     else:
         raise RecipeError(f"{short} is no hash of 8, 10, 12 or 64 digits")
 
 
-def _compare(path: Path, found: str, claimed: str) -> None:
+def _compare(path: Path, what: str, found: str, claimed: str) -> None:
     if found != claimed.lower():
-        raise IntegrityError(
-            f"{path}: is {found[:12]}…, the recipe asks for {claimed[:12].lower()}…"
-            if len(found) > 12
-            else f"{path}: is {found}, the recipe asks for {claimed.lower()}",
-            hint="point the source at the right file, with --source NAME=PATH or in the recipe",
-        )
+        have, want = (h if len(h) <= 12 else f"{h[:12]}…" for h in (found, claimed.lower()))
+        raise IntegrityError(f"{path}: its {what} is {have}, the recipe asks for {want}", hint=_OTHER_FILE)
 
 
 def _sha256(file: ReadFile, start: int, stop: int, report: Reporter) -> str:

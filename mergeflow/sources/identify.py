@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mergeflow.digest import model_digest, printable
-from mergeflow.errors import IntegrityError, MissingInput
+from mergeflow.errors import IntegrityError
 from mergeflow.events import PhaseEnded, PhaseStarted, Progressed, Reporter
 from mergeflow.formats.contents import Contents, read_contents
 from mergeflow.formats.files import Fingerprint, ReadFile
@@ -70,8 +70,6 @@ def identify(path: Path, memo: Memo, report: Reporter, *, name: str = "", worker
         MissingInput: there is no such file.
         IntegrityError: it is not a valid model file, or it keeps changing while it is read.
     """
-    if not path.exists():
-        raise MissingInput(f"{path}: there is no such file")
     for attempt in (1, 2):
         contents = read_contents(path)
         with ReadFiles(contents.files) as files:

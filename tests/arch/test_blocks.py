@@ -165,8 +165,8 @@ def test_what_a_selector_selects(selector, rank, fits):
 
 def test_ranks_are_from_wide_to_narrow():
     wide_to_narrow = [
-        "BASE", "text_encoder", "vae", "IN", "IN00-IN05", "IN05", "*.bias", UNET + "out.2.bias", "vae *.bias",
-        "IN *.bias", "IN00-IN05 *.bias", "IN05 *.bias",
+        "BASE", "text_encoder", "vae", "IN", "IN00-IN05", "IN05", "*.bias", "vae *.bias", "IN *.bias",
+        "IN00-IN05 *.bias", "IN05 *.bias", UNET + "out.2.bias",
     ]  # fmt: skip
     ranks = [select(SD1, selector, NAMES)[0] for selector in wide_to_narrow]
     assert ranks == sorted(set(ranks))
@@ -204,7 +204,7 @@ def test_base_is_all_that_lies_outside_the_network_whatever_lists_call_it():
         (SDXL, layouts.SDXL, "IN09", "IN0"),
         (LLAMA, layouts.LLAMA, "layers.32", "layers.3"),
         (LLAMA, layouts.LLAMA, "layers.0-40", "layers.0"),
-        (arch.UNKNOWN, {"hidden.weight": None}, "hiden.weight", "hidden.weight"),
+        (arch.UNKNOWN, {"hidden.weight": None}, "hidden.weights", "hidden.weight"),
     ],
 )
 def test_an_unknown_selector_is_answered_with_the_nearest(architecture, layout, selector, nearest):

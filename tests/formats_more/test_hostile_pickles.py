@@ -197,12 +197,12 @@ V3 = b"ctorch._utils\n_rebuild_tensor_v3\n("
         b"(" * GOES_DEEP + b".",
         b"K\0" + b"\x85" * GOES_DEEP + b".",
         # billions of laughs: as a value, as keys, as names, as arguments
-        b"]q\0" + b"(h\0h\0lq\0" * 100 + b".",
-        b")q\0" + b"h\0h\0\x86q\0" * 100 + b"q\1}h\1Nsh\1h\1s.",
-        b"\x8f(" + b")q\0" + b"h\0h\0\x86q\0" * 100 + b"\x90.",
-        b")q\0" + b"h\0h\0\x86q\0" * 100 + b"\x91.",
-        b")q\0" + b"h\0h\0\x86q\0" * 100 + b"h\0\x93.",
-        b")q\0" + b"h\0h\0\x86q\0" * 100 + b"Q.",
+        b"]q\0" + b"0(h\0h\0lq\0" * 100 + b".",
+        b")q\0" + b"0h\0h\0\x86q\0" * 100 + b"q\x010}h\1Nsh\1h\1s.",
+        b"\x8f(" + b")q\0" + b"0h\0h\0\x86q\0" * 100 + b"\x90.",
+        b")q\0" + b"0h\0h\0\x86q\0" * 100 + b"q\x010(h\1\x91.",
+        b")q\0" + b"0h\0h\0\x86q\0" * 100 + b"h\0\x93.",
+        b")q\0" + b"0h\0h\0\x86q\0" * 100 + b"Q.",
         b"}q\0" + text("state_dict") + b"h\0s.",
         b"}q\0" + text("a") + b"h\0sh\0b.",
         # claims of size
@@ -270,7 +270,8 @@ def key(i: int) -> bytes:
 
 REPEATED = {
     # one list, or one text, copied again and again
-    "pairs": b"ccollections\nOrderedDict\nq\0(]q\1(" + b"K\0K\1\x86" * 20_000 + b"e0" + b"h\0h\1\x85R0" * 50_000 + b"t.",
+    "pairs": b"ccollections\nOrderedDict\nq\0(]q\1(" + b"K\0K\1\x86" * 20_000 + b"e0"
+    + b"h\0h\1\x85R0" * 50_000 + b"t.",
     "bytes": b"c_codecs\nencode\nq\0" + text("latin1") + b"q\x01" + text("x" * 500_000) + b"q\2"
     + b"h\0h\2h\1\x86R0" * 50_000 + b".",
     # a hypernetwork of twenty thousand sizes, all the same layers
@@ -280,8 +281,8 @@ REPEATED = {
     "mappings": b"}q\0(" + many(20_000, lambda i: key(i) + b"N") + b"u0}("
     + many(20_000, lambda i: text(str(i)) + b"h\0") + b"u.",
     # whole numbers of one hash
-    "hashes": b"}(" + many(20_000, lambda i: b"\x8a\x14" + (((1 << 61) - 1) * (i + (1 << 90))).to_bytes(20, "little") + b"N")
-    + b"u.",
+    "hashes": b"}("
+    + many(20_000, lambda i: b"\x8a\x14" + (((1 << 61) - 1) * (i + (1 << 90))).to_bytes(20, "little") + b"N") + b"u.",
 }  # fmt: skip
 
 
@@ -296,6 +297,18 @@ def test_work_that_is_repeated(tmp_path: Path, name: str, reason: str) -> None:
     with pytest.raises(IntegrityError, match=reason):
         read_contents(path)
     assert time.process_time() - begin < 20  # 3 s at the time of writing
+
+
+@pytest.mark.parametrize(("offset", "n", "reason"), [(0, 3, "bytes 0 to 12"), (1, 2, "bytes 4 to 12"), (9, 0, "")])
+def test_a_tensor_that_reaches_out_of_its_storage(tmp_path: Path, offset: int, n: int, reason: str) -> None:
+    view = bytes([75, offset, 75, n]) + b"\x85K\1\x85\x89NtR"
+    pickled = b"}" + text("a") + V2 + STORAGE + view + b"s."
+    path = zip_with(tmp_path / "m.ckpt", pickled, {"0": bytes(80)})
+    if reason:
+        with pytest.raises(IntegrityError, match=reason):
+            read_contents(path)
+    else:
+        assert read_contents(path).tensors["a"].nbytes == 0
 
 
 def test_more_opcodes_than_any_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
