@@ -72,9 +72,9 @@ class UnknownName(RecipeError):
         if close:
             hint = f"did you mean {' or '.join(map(_short, close))}?" + (f" {hint}" if hint else "")
         elif not hint and names:
-            shown = [_short(n) for n in names[:MOST_SHOWN]]
-            rest = len(names) - len(shown)
-            hint = f"there {'is' if len(names) == 1 else 'are'} {', '.join(shown)}" + (f" and {rest:,} more" if rest else "")
+            more = f" and {len(names) - MOST_SHOWN:,} more" if len(names) > MOST_SHOWN else ""
+            shown = ", ".join(map(_short, names[:MOST_SHOWN]))
+            hint = f"there {'is' if len(names) == 1 else 'are'} {shown}{more}"
         super().__init__(f"no {what} is called {_short(name)}", place=place, hint=hint)
         self.name = name
 

@@ -108,6 +108,11 @@ class Aliases:
     def heads(self) -> frozenset[str]:
         return frozenset(prefix.partition(".")[0] for prefix in self.here)
 
+    @cached_property
+    def known_heads(self) -> frozenset[str]:
+        """What a name begins with, up to its first dot, when it can concern any of this."""
+        return self.heads | {prefix.partition(".")[0] for prefix in (self.unet, self.vae) if prefix}
+
     def canonical_shape(self, name: str, shape: Shape) -> Shape:
         """The shape that the tensor of this name (one of ours) has here."""
         attention = bool(self.vae) and len(shape) == 2 and name.endswith(_MATRICES) and name.startswith(self.vae)

@@ -30,7 +30,9 @@ def recognise(shapes: Shapes) -> tuple[Architecture, str, Mapping[str, Alias]]:
     """As detect, but also for files under names of other tools; and what their tensors are called here."""
     architecture, reason = detect(shapes)
     if architecture is UNKNOWN and shapes:
-        aliases = {name: canonical(load(name)[0].aliases, shapes) for name in names()}
+        heads = {name.partition(".")[0] for name in shapes}
+        fitting = [name for name in names() if not load(name)[0].aliases.known_heads.isdisjoint(heads)]
+        aliases = {name: canonical(load(name)[0].aliases, shapes) for name in fitting}
         renamed = {name: _renamed(shapes, found) for name, found in aliases.items() if found}
         architecture, why = _decide(renamed)
         if architecture is UNKNOWN:

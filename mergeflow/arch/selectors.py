@@ -4,8 +4,8 @@
     text_encoder, vae          a group of components, a component
     OUT, IN00-IN05, IN05       a group of blocks, a range of them, one block
     *.attn1.*, /attn[12]/      a glob, a regular expression to be found anywhere in the name
-    model.….to_k.weight        a tensor by name
     OUT *.attn1.*              any of the above that has no wildcard, a space, and a glob, an expression or a name
+    model.….to_k.weight        a tensor by name
 
 Ranks are integers in that order, so the narrowest selector is the one with the highest rank.
 """

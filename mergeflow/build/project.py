@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -12,7 +12,7 @@ from mergeflow.build.settings import BuildResult, BuiltOutput, Settings, cache_f
 from mergeflow.build.state import is_ours, look
 from mergeflow.build.targets import choose, targets
 from mergeflow.digest import printable
-from mergeflow.errors import IntegrityError, MergeflowError, MissingInput, NotReproducible, RecipeError
+from mergeflow.errors import IntegrityError, MergeflowError, MissingInput, NotReproducible, RecipeError, ResourceError
 from mergeflow.events import OutputDone, Reporter, Warned, silent
 from mergeflow.formats.files import write_text_file
 from mergeflow.plan.bind import Bound, SourceRef, bind
@@ -109,6 +109,7 @@ class Project:
             adapted.model,
             adapted.architecture,
             delta,
+            lambda name: found.sample(adapted.origins.get(name, name)),
         )
 
     def known_files(self) -> list[Identified]:
@@ -140,26 +141,29 @@ class Project:
         plan = self.plan(outputs)
         for note in (*plan.notes, *(note for i in plan.facts for note in self._notes[i])):
             self._warn(note)
-        self._refuse_strangers(plan)
-        result = BuildResult(tuple(self._run(plan)))
+        strangers = {} if self.settings.force else self._strangers(plan)
+        if strangers and not self.settings.keep_going:
+            raise next(iter(strangers.values()))
+        result = BuildResult(tuple(self._run(plan, strangers)))
         if asked is not None and not result.failed:
             leave_stamp(asked, self, plan, self.records)
         return result
 
-    def _refuse_strangers(self, plan: Plan) -> None:
-        """A file that some other program or hand has written is not ours to replace: said before anything is made."""
-        if self.settings.force:
-            return
+    def _strangers(self, plan: Plan) -> dict[str, MergeflowError]:
+        """Outputs in whose place lies a file that some other program or hand has written: looked for before anything
+        is made."""
+        found: dict[str, MergeflowError] = {}
         for output in plan.outputs:
             there = output.build and output.target.exists()
             if there and not is_ours(output.target, self.records, self.memo, self.report):
-                raise RecipeError(
+                found[output.path] = RecipeError(
                     f"{output.path} exists and is not what mergeflow built there: it is not overwritten",
                     place=self.bound.outputs[output.path][1].place,
                     hint="--force overwrites it; another output path keeps it",
                 )
+        return found
 
-    def _run(self, plan: Plan) -> Iterator[BuiltOutput]:
+    def _run(self, plan: Plan, refused: Mapping[str, MergeflowError]) -> Iterator[BuiltOutput]:
         lock = self._lock() if self.settings.locked else None
         for output in plan.outputs:
             for warning in output.warnings:
@@ -167,6 +171,9 @@ class Project:
             if not output.build:
                 self.report(OutputDone(output.path, False, output.reason, output.layout.file_size))
                 yield BuiltOutput(output.path, output.target, False, output.reason, output.layout.file_size, 0, "")
+                continue
+            if output.path in refused:
+                yield BuiltOutput(output.path, output.target, False, output.reason, 0, 0, "", refused[output.path])
                 continue
             try:
                 yield self._make(plan, output, lock)
@@ -195,12 +202,20 @@ class Project:
             written.at, Known(content.model, content.digests, content.payloads, content.nonfinite, *ranges)
         )
         declared = self.bound.outputs[output.path][1]
-        if declared.embed == "sidecar" and self.recipe.text and not write_sidecar(self.recipe, output.target):
-            self._warn(f"{sidecar_path(output.target).name} was not written by mergeflow and is left as it is")
+        if declared.embed == "sidecar" and self.recipe.text:
+            self._leave_recipe(output.target)
         self.report(OutputDone(output.path, True, output.reason, output.layout.file_size))
         return BuiltOutput(
             output.path, output.target, True, output.reason, output.layout.file_size, written.bytes_read, digest
         )
+
+    def _leave_recipe(self, target: Path) -> None:
+        """The recipe beside the output. The output is complete without it, so that it fails is only worth a warning."""
+        try:
+            if not write_sidecar(self.recipe, target):
+                self._warn(f"{sidecar_path(target).name} was not written by mergeflow and is left as it is")
+        except ResourceError as error:
+            self._warn(f"the recipe was not written beside the output: {error.message}")
 
     # -- the lock ------------------------------------------------------------------------------------------------
 
@@ -270,7 +285,10 @@ def _way_out(error: MergeflowError, ref: SourceRef) -> str:
         first = "put the file there"
     elif not first and isinstance(error, IntegrityError):
         first = "fetch it again"
-    return f"{first.removesuffix('?')}, or point elsewhere with --source {ref.name}=PATH" if first else ""
+    if not first:
+        return ""
+    joint = " Or" if first.endswith("?") else "; or" if error.hint else ", or"
+    return f"{first}{joint} point elsewhere with --source {ref.name}=PATH"
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def choose(bound: Bound, wanted: Iterable[str]) -> list[str]:
     for name in names:
         matches = [p for p in bound.outputs if name in (p, p.rsplit("/", 1)[-1])]
         if len(matches) != 1:
-            raise UnknownName("output", name, bound.outputs)
+            shown = ", ".join(list(bound.outputs)[:5]) + (", …" if len(bound.outputs) > 5 else "")
+            raise UnknownName("output", name, bound.outputs, hint=f"the recipe makes {shown}")
         chosen += matches
     return chosen
 
@@ -46,6 +48,12 @@ def targets(bound: Bound, outputs: Iterable[str], root: Path, inputs: Mapping[st
     used: dict[str, str] = {}
     for path in outputs:
         place = bound.outputs[path][1].place
+        if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]|\\\\", path):
+            raise RecipeError(
+                f"{path} is a path of Windows, and this is not Windows",
+                place=place,
+                hint="write it relative to the output root, with /, as in models/mix.safetensors",
+            )
         target = root / path
         real = _real(target)
         if not real.is_relative_to(base):
@@ -60,7 +68,7 @@ def targets(bound: Bound, outputs: Iterable[str], root: Path, inputs: Mapping[st
             raise RecipeError(
                 f"{path} is also the source {same}: it would overwrite its own input",
                 place=place,
-                hint="give the output another path, or another --output-root",
+                hint="give the output another path",
             )
         if folded in used:
             raise RecipeError(f"{path} and {used[folded]} are the same file", place=place, hint="rename one of them")

@@ -46,13 +46,19 @@ def _source(plan: Plan, number: int) -> dict[str, Any]:
     }
 
 
-def _profiles(plan: Plan) -> dict[str, list[dict[str, Any]]]:
+def _profiles(plan: Plan) -> dict[str, dict[str, Any]]:
     """What each profile came to, by the first output that uses it."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for output in plan.outputs:
         for name, table in output.resolved.tables.items():
-            rows = [{"selector": s, "value": decimal(value), "tensors": n} for s, value, n in table.counts]
-            found.setdefault(name, rows)
+            found.setdefault(
+                name,
+                {
+                    "selectors": [{"selector": r.selector, "value": r.value, "tensors": r.tensors} for r in table.rows],
+                    "blocks": {block.name: block.value for block in table.blocks},
+                    "preset": table.like or None,
+                },
+            )
     return found
 
 
@@ -70,6 +76,7 @@ def _output(plan: Plan, output: OutputPlan, forms: Forms) -> dict[str, Any]:
         "reason": output.reason,
         "key": output.key,
         "forms": [{"form": text, "tensors": n} for text, n in shown.most_common()],
+        "policy": output.snapshot.policy,
         "kind": "delta" if resolved.delta else "model",
         "primary": plan.facts[resolved.primary].name,
         "architecture": resolved.architecture.name,

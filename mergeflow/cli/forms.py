@@ -120,8 +120,7 @@ def _values(plan: Plan) -> dict[str, list[Fraction]]:
         for name, table in output.resolved.tables.items():
             found.setdefault(name, [value for value, _ in Counter(table.values).most_common()])
     for name, profile in plan.bound.profiles.items():
-        declared = [profile.default] if profile.default is not None else []
-        found.setdefault(name, [*declared, *(value for _, value, _ in profile.entries)])
+        found.setdefault(name, [profile.sample])
     return found
 
 

@@ -161,6 +161,8 @@ def _made_of(graph: Mapping[str, Any], count: int) -> Iterator[str]:
     for name, short in rounded.items():
         _, dtype, inner = name.split(" ")
         rows.append((short, f"= {shown(int(inner))}, rounded to {dtype}"))
+    if "policy" in graph:
+        rows.append((f"policy {graph['policy']}", "each step rounded in its tensors' own dtypes"))
     yield from table(rows)
     first = graph["primary"]
     sources = [(name, digest, "the first model" if digest == first else "") for digest, name in label.items()]

@@ -26,6 +26,8 @@ SECTIONS = {
     },
     "Model files": {
         "inspect": "show what a file holds",
+        "check": "say what is wrong with files: broken position ids, NaN, missing tensors",
+        "diff": "compare two models, by component and block",
         "hash": "print the digest and the hashes of files",
     },
     "Sharing": {

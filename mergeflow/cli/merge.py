@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import click
 from mergeflow.cli import options
 from mergeflow.cli.build import run
 from mergeflow.cli.report import Screen
-from mergeflow.errors import MergeflowError, MissingInput, RecipeError
+from mergeflow.errors import MergeflowError, MissingInput, RecipeError, UnknownName
 
 if TYPE_CHECKING:
     from mergeflow.recipe import Recipe
@@ -81,7 +82,9 @@ def _in_its_words() -> Iterator[None]:
         if error.place is not None and error.place.file == FILE:
             error.place = None
         if isinstance(error, MissingInput):
-            error.hint = ""
+            error.hint = re.split("[,;]? or point elsewhere with", error.hint, flags=re.IGNORECASE)[0]
+        if isinstance(error, UnknownName) and error.message.startswith("no source"):
+            error.hint = f"{error.hint.removesuffix('?')}; or give it as well: {error.name}=FILE, or a number"
         raise
 
 

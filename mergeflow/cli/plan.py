@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 SCHEMA = "mergeflow/plan/1"
 STEPS = 40  # shown without --all
 FORMS = 4
+BLOCK_LINE = 76  # characters of a line of blocks
 
 
 @click.command()
@@ -88,9 +91,31 @@ def _sources(data: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 def _params(data: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     for name, value in data["params"].items():
         yield name, f"= {value}"
-    for name, rows in data["profiles"].items():
-        for i, row in enumerate(rows):
-            yield "" if i else name, f"= {row['value']}", f"{row['selector']} ({plural(row['tensors'], 'tensor')})"
+    for name, profile in data["profiles"].items():
+        for i, row in enumerate(profile["selectors"]):
+            where = f"{row['selector']} ({plural(row['tensors'], 'tensor')})"
+            if row["selector"] == "mbw" and profile["preset"]:
+                where += f" = {profile['preset']}"
+            yield "" if i else name, f"= {row['value']}", where
+        yield from (("", "", line) for line in _blocks(profile["blocks"]))
+
+
+def _blocks(blocks: dict[str, str]) -> Iterator[str]:
+    """IN00 1  IN01 0.9 …; a new line where another group of blocks begins."""
+    from mergeflow.plan.profiles import spans
+
+    line: list[str] = []
+    group = ""
+    for block, exact in spans(blocks.items()):
+        value = re.sub(r"-?[0-9]+/[0-9]+", lambda share: f"{float(Fraction(share[0])):.4g}", exact)
+        here = block.split("-")[0].rstrip("0123456789")
+        if line and (here != group or len("  ".join(line)) + len(block) + len(value) > BLOCK_LINE):
+            yield "  ".join(line)
+            line = []
+        group = here
+        line.append(f"{block} {value}")
+    if line:
+        yield "  ".join(line)
 
 
 def _steps(data: dict[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -115,6 +140,8 @@ def _output(output: dict[str, Any]) -> Iterator[str]:
         yield f"         = {line['form']}" + (f"  ({plural(line['tensors'], 'tensor')})" if len(forms) > 1 else "")
     if len(forms) > FORMS:
         yield f"         = … {len(forms) - FORMS:,} more forms"
+    if output["policy"] != "exact":
+        yield f"         policy {output['policy']}: step by step, each operation rounded in its tensors' own dtype"
     counts = output["tensors"]
     how = [f"{counts[word]:,} {word}" for word in ("computed", "cast", "copied", "zero") if counts.get(word)]
     kind = "a difference; " if output["kind"] == "delta" else ""

@@ -18,7 +18,7 @@ from mergeflow.events import PhaseEnded, PhaseStarted, Progressed, Reporter, War
 from mergeflow.executor.device import Bytes, Device, Worker
 from mergeflow.formats.files import Fingerprint, PartFile, clear_dead_parts
 from mergeflow.formats.many import ReadFiles
-from mergeflow.formats.scan import Content, Scan
+from mergeflow.formats.scan import Content, Scan, count_nonfinite
 from mergeflow.formats.workers import Queue, drain
 from mergeflow.plan.embed import DIGEST
 from mergeflow.plan.planner import OutputPlan, Plan
@@ -118,7 +118,7 @@ def run_unit(
 ) -> None:  # fmt: skip
     """Read, compute, hash, write: a plain function of a tuple of numbers, for whatever runs it."""
     if unit.wide is not None:
-        data = _run_wide(unit, worker, programs[unit.program], files)
+        data = _run_wide(unit, worker, programs[unit.program], files, counts)
     elif unit.program == COPY:
         for read in unit.reads:
             files[read.source].read_into(worker.out[read.at : read.at + read.nbytes].data, read.offset)
@@ -134,13 +134,9 @@ def run_unit(
         worker.run(programs[unit.program], unit.elements)
         data = worker.out[: unit.block.nbytes]
     lost = scan.add(data, unit.block)
-    if lost and unit.program >= 0:
-        early = worker.lost_before_rounding(programs[unit.program], unit.elements) if unit.wide is None else lost
-        with counts.lock:
-            counts.lost += lost
-            counts.overflowed += max(0, lost - early)
-        if _canonical_nan(data, unit.block.dtype):
-            scan.add(data, unit.block)
+    computed = unit.program >= 0 and unit.wide is None
+    if lost and computed and _settle(data, lost, worker, programs[unit.program], unit.elements, counts):
+        scan.add(data, unit.block)
     part.write(data.data, unit.block.offset)
     part.write_back(unit.block.offset, unit.block.nbytes)
 
@@ -157,7 +153,16 @@ def _open(
     return files
 
 
-def _run_wide(unit: Unit, worker: Worker, program: Program, files: Mapping[int, ReadFiles]) -> Bytes:
+def _settle(data: Bytes, lost: int, worker: Worker, program: Program, elements: int, counts: _Counts) -> bool:
+    """Count results that are not finite, and give each NaN the one bit pattern; True when there was one."""
+    early = worker.lost_before_rounding(program, elements)
+    with counts.lock:
+        counts.lost += lost
+        counts.overflowed += max(0, lost - early)
+    return _canonical_nan(data, program.out)
+
+
+def _run_wide(unit: Unit, worker: Worker, program: Program, files: Mapping[int, ReadFiles], counts: _Counts) -> Bytes:
     """The first convolution of an inpainting model: the program on the channels that all models have, the rest the
     primary's. Small enough to hold whole, a piece of the narrow part at a time through the worker's buffers."""
     wide = unit.wide
@@ -181,8 +186,11 @@ def _run_wide(unit: Unit, worker: Worker, program: Program, files: Mapping[int, 
         for i, dtype in enumerate(program.inputs):
             worker.slot(i)[: n * dtype.size] = narrow[i][begin * dtype.size : (begin + n) * dtype.size]
         worker.run(program, n)
-        merged[begin * program.out.size : (begin + n) * program.out.size] = worker.out[: n * program.out.size]
-    own = _recast(raw[len(program.inputs)], unit.wide_dtype, worker, program.out)
+        piece = merged[begin * program.out.size : (begin + n) * program.out.size]
+        piece[:] = worker.out[: n * program.out.size]
+        if lost := count_nonfinite(piece, program.out):
+            _settle(piece, lost, worker, program, n, counts)
+    own = _recast(raw[len(program.inputs)], unit.wide_dtype, program.out)
     result = own.reshape(wide.outer, wide.channels, wide.inner * program.out.size)
     result[:, : wide.narrow] = merged.reshape(wide.outer, wide.narrow, wide.inner * program.out.size)
     return result.reshape(-1)
@@ -194,7 +202,7 @@ def _channels(raw: Bytes, outer: int, row: int, narrow: int, *, is_wide: bool, c
     return np.ascontiguousarray(raw.reshape(outer, channels, row)[:, :narrow]).reshape(-1)
 
 
-def _recast(raw: Bytes, source: DType, worker: Worker, target: DType) -> Bytes:
+def _recast(raw: Bytes, source: DType, target: DType) -> Bytes:
     """The primary's own values in the output's dtype, by the same arithmetic as any other cast."""
     if source is target:
         return raw.copy()
@@ -205,7 +213,9 @@ def _recast(raw: Bytes, source: DType, worker: Worker, target: DType) -> Bytes:
     wide = torch.from_numpy(raw).view(TORCH[source]).to(torch.float64)
     result = torch.empty(wide.numel(), dtype=TORCH[target])
     store(DType.F64, target)(result, wide)
-    return result.view(torch.uint8).numpy()
+    recast: Bytes = result.view(torch.uint8).numpy()
+    _canonical_nan(recast, target)
+    return recast
 
 
 def _canonical_nan(data: Bytes, dtype: DType) -> bool:

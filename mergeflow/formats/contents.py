@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def read_contents(path: Path) -> Contents:
         IntegrityError: when it is not a model, is damaged, or asks for more than to be read.
         ResourceError: when the system refuses to read it.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112  # unlike Path's it answers any path, too long ones as well
         return read_folder(path, _read_file_or_index)
     return _read_file_or_index(path)
 

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import functools
 import io
+import itertools
 import os
 import stat
 import sys
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 PORTABLE = os.environ.get("MERGEFLOW_PORTABLE_IO") == "1"
 _POSITIONED = hasattr(os, "preadv") and hasattr(os, "pwrite")
+_serial = itertools.count()  # two builds in one process may write the same output
 _WRITE_BACK = 2  # SYNC_FILE_RANGE_WRITE
 
 
@@ -49,7 +51,12 @@ def explain_os_error(error: OSError, doing: str, path: Path) -> ResourceError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(f"{path}: the disk is full while {doing}", hint="free some space, then build again")
     if error.errno == errno.EFBIG:
-        return ResourceError(f"{path}: the file would be larger than this system allows ({doing})")
+        return ResourceError(
+            f"{path}: the file would be larger than this system allows ({doing})",
+            hint="`ulimit -f` shows the limit; some file systems take at most 4 GB",
+        )
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return ResourceError(f"{path}: {error.strerror} while {doing}", hint="choose a folder that can be written to")
     return ResourceError(f"{path}: {error.strerror or error} while {doing}")
 
 
@@ -163,7 +170,7 @@ def _not_there(error: OSError, path: Path) -> MissingInput | None:
         return MissingInput(f"{path}: is a link to {path.readlink()}, and there is no such file")
     folder = path.parent
     if not folder.is_dir():
-        found = f", {folder} is a file" if folder.exists() else f", nor the folder {folder}"
+        found = f", {folder} is a file and no folder" if folder.exists() else ""
         return MissingInput(f"{path}: there is no such file{found}")
     return MissingInput(f"{path}: there is no such file", hint=_meant(path))
 
@@ -181,7 +188,7 @@ def _meant(path: Path) -> str:
 def shown_path(path: Path) -> str:
     """A path short enough for a message."""
     text = str(path)
-    return text if len(text) <= 200 else f"{text[:80]}…{text[-40:]}"
+    return text if len(text) <= 200 else f"{text[:60]}…{text[-30:]}"
 
 
 class PartFile:
@@ -199,7 +206,10 @@ class PartFile:
         except OSError as error:
             raise explain_os_error(error, "making its folder", final) from error
         if size > free:
-            raise ResourceError(f"{final}: needs {human_bytes(size)}, the disk has {human_bytes(free)} free")
+            raise ResourceError(
+                f"{final}: needs {human_bytes(size)}, the disk has {human_bytes(free)} free",
+                hint="free some space, or write it to another disk",
+            )
         self.path = final.parent / _part_name(final.name)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
         try:
@@ -304,7 +314,7 @@ def clear_dead_parts(folder: Path) -> list[Path]:
     removed = []
     for part in folder.glob(".*.part"):
         fields = part.name.removesuffix(".part").rsplit(".", 1)[-1].split("-")
-        if len(fields) == 4 and _writer_is_dead(*fields):
+        if len(fields) == 5 and _writer_is_dead(*fields[:4]):
             with contextlib.suppress(OSError):
                 part.unlink()
                 removed.append(part)
@@ -314,7 +324,7 @@ def clear_dead_parts(folder: Path) -> list[Path]:
 def _part_name(name: str) -> str:
     if len(name.encode()) > 150:  # file names end at 255 bytes
         name = hash_bytes(name.encode()).hex()[:16]
-    return f".{name}.{_host()}-{_boot()}-{os.getpid()}-{_started(os.getpid())}.part"
+    return f".{name}.{_host()}-{_boot()}-{os.getpid()}-{_started(os.getpid())}-{next(_serial)}.part"
 
 
 def _writer_is_dead(host: str, boot: str, pid: str, started: str) -> bool:

@@ -133,7 +133,7 @@ class Analysis:
         try:
             shares = [evaluate(share, self.case.profiles) for share, _ in node.terms]
         except ZeroDivisionError:
-            raise RecipeError("a number of the recipe is divided by zero for some tensors") from None
+            raise RecipeError("a number of the recipe is divided by zero") from None
         states = [self._states[id(child)] for _, child in node.terms]
         degrees = [share * s.degree for share, s in zip(shares, states, strict=True)]
         total, lead, running = ZERO, 0, states[0].delta

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import networkx as nx
 
+from mergeflow.arch import presets
 from mergeflow.errors import MissingInput, Place, RecipeError, UnknownName
 from mergeflow.ir.nodes import Like, Load, Named, Node, Replace, Round, Scaled, as_node
 from mergeflow.ir.numbers import ONE, Number, decimal, profile
 from mergeflow.plan.evaluate import Value, call_method, evaluate, evaluate_model, evaluate_number
 from mergeflow.recipe import Recipe, load
 from mergeflow.recipe.expression import Comparison, Expression
-from mergeflow.recipe.model import Output, Param, Source, Step
+from mergeflow.recipe.model import BlockList, Output, Param, Source, Step
 from mergeflow.recipe.tokens import clip
 
 _DEEPEST = 32
@@ -37,13 +38,31 @@ class SourceRef:
 
 
 @dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of a profile: one number for all that the selector holds for, or a gradient of several."""
+
+    selector: str
+    numbers: tuple[Fraction, ...]
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
-    """A param that differs from tensor to tensor: (selector, value, place) in no order, and what holds elsewhere."""
+    """A param that differs from tensor to tensor: its lines in no order, the preset or list by blocks beneath them, and
+    what holds elsewhere."""
 
     name: str
-    entries: tuple[tuple[str, Fraction, Place], ...]
+    entries: tuple[Entry, ...]
+    listed: BlockList | None
     default: Fraction | None
     place: Place
+
+    @property
+    def sample(self) -> Fraction:
+        """Some value of it, for what must not depend on values. 0 is in almost every list and preset."""
+        if self.default is not None:
+            return self.default
+        return self.entries[0].numbers[0] if self.entries else Fraction(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +152,7 @@ def _order(recipe: Recipe) -> Iterable[str]:
 
 
 def _param_names(param: Param) -> Iterable[str]:
-    expressions = [param.value, param.default, *(entry.value for entry in param.profile)]
-    return (name for e in expressions if e is not None for name in e.names)
+    return (name for e in param.expressions for name in e.names)
 
 
 def _step_names(step: Step) -> Iterable[str]:
@@ -174,13 +192,20 @@ def _bind_recipe_source(bound: Bound, source: Source, name: str, opened: tuple[P
 
 def _bind_param(bound: Bound, param: Param, name: str, scope: Mapping[str, Value]) -> Number:
     if param.value is not None:
-        number = evaluate_number(param.value, scope)
+        try:
+            number = evaluate_number(param.value, scope)
+        except UnknownName as error:
+            if error.name in presets():
+                error.hint = f"a preset of block weights is written {{ preset: {error.name} }}"
+            raise
         if isinstance(number, Fraction):
             bound.numbers[name] = number
         return number
-    entries = tuple((e.selector, _constant(e.value, scope), e.place) for e in param.profile)
+    entries = tuple(
+        Entry(e.selector, tuple(_constant(number, scope) for number in e.numbers), e.place) for e in param.profile
+    )
     default = None if param.default is None else _constant(param.default, scope)
-    bound.profiles[name] = Profile(name, entries, default, param.place)
+    bound.profiles[name] = Profile(name, entries, param.listed, default, param.place)
     return profile(name)
 
 

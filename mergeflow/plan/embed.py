@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from math import lcm
 from typing import Any
@@ -18,6 +18,8 @@ from mergeflow.digest import NUMERICS, action_key
 from mergeflow.errors import RecipeError
 from mergeflow.formats.layout import LAYOUT, Layout
 from mergeflow.ir.forms import Form, Rounded, inner_first
+from mergeflow.plan import a1111
+from mergeflow.plan.a1111 import Move
 from mergeflow.plan.program import TensorWork
 from mergeflow.plan.resolve import Facts, Resolved
 from mergeflow.tensors import DType
@@ -29,10 +31,10 @@ UNKNOWN_DIGEST = "b3:" + "0" * 64
 
 def metadata(
     resolved: Resolved, facts: Facts, dtype: DType | None, compute: DType | None, own: Mapping[str, str],
-    recipe: str | None = None,
+    recipe: str | None = None, merger: Sequence[Move] = (),
 ) -> dict[str, str]:  # fmt: skip
     """A file's whole metadata, with the digest still to be filled in. `own` is the recipe's `metadata:`, `recipe` its
-    text where the output has `embed: recipe`.
+    text where the output has `embed: recipe`, `merger` what was done under the policy a1111.
 
     Raises:
         RecipeError: an entry of `own` that would pass for one of mergeflow's.
@@ -40,7 +42,10 @@ def metadata(
     for name in own:
         if name == GRAPH or name.startswith(f"{GRAPH}."):
             raise RecipeError(f"metadata: {name} is written by mergeflow itself", hint="choose another name")
-    graph = json.dumps(canonical_graph(resolved, facts, dtype, compute), separators=(",", ":"), ensure_ascii=False)
+    document = canonical_graph(resolved, facts, dtype, compute)
+    if merger:
+        document |= {"policy": a1111.NAME, "merges": a1111.graph_entry(merger, facts)}
+    graph = json.dumps(document, separators=(",", ":"), ensure_ascii=False)
     result = {"format": "pt", **own, GRAPH: graph, DIGEST: UNKNOWN_DIGEST}
     if resolved.delta:
         result[KIND] = "delta"

@@ -65,7 +65,11 @@ def evaluate_model(expression: Expression, scope: Mapping[str, Value]) -> Scaled
 
 def call_method(name: str, arguments: Mapping[str, Value], place: Place) -> Scaled:
     """A method in its long form: every argument by name."""
-    return _run(find(name, place), [], arguments, place)
+    try:
+        return _run(find(name), [], arguments)
+    except MergeflowError as error:
+        error.place = error.place or place
+        raise
 
 
 def _look_up(expression: Expression, instr: Instr, scope: Mapping[str, Value]) -> Value:
@@ -175,24 +179,23 @@ _BINARY: Mapping[str, Callable[[Expression, Instr, Value, Value], Value]] = {
 
 def _call(expression: Expression, instr: Instr, call: Call, stack: list[Value]) -> Value:
     values = _pop(stack, call.positional + len(call.keywords))
-    place = expression.place(instr.offset)
     named = dict(zip(call.keywords, values[call.positional :], strict=True))
-    return _run(find(call.name, place), values[: call.positional], named, place)
-
-
-def _run(method: Method, positional: list[Value], named: Mapping[str, Value], place: Place) -> Scaled:
-    arguments = _bind(method, positional, named, place)
     try:
-        return method.function(**arguments)
-    except ZeroDivisionError:
-        raise RecipeError(f"{method.name}: division by zero", place=place) from None
-    except MergeflowError as error:
-        if error.place is None:
-            error.place = place
+        return _run(find(call.name), values[: call.positional], named)
+    except MergeflowError as error:  # asked only now, because a place is found by walking through the text
+        error.place = error.place or expression.place(instr.offset)
         raise
 
 
-def _bind(method: Method, positional: list[Value], named: Mapping[str, Value], place: Place) -> dict[str, object]:
+def _run(method: Method, positional: list[Value], named: Mapping[str, Value]) -> Scaled:
+    arguments = _bind(method, positional, named)
+    try:
+        return method.function(**arguments)
+    except ZeroDivisionError:
+        raise RecipeError(f"{method.name}: division by zero") from None
+
+
+def _bind(method: Method, positional: list[Value], named: Mapping[str, Value]) -> dict[str, object]:
     by_name = {p.name: p for p in method.parameters}
     given: dict[str, Value] = {}
     rest = list(positional)
@@ -206,23 +209,24 @@ def _bind(method: Method, positional: list[Value], named: Mapping[str, Value], p
         else:
             given[p.name] = rest.pop(0)
     if rest:
-        raise RecipeError(
-            f"{method.name} takes at most {_count(len(method.parameters))}", place=place, hint=method.signature
-        )
+        hint = method.signature
+        if sum(isinstance(v, Fraction) for v in positional) > sum(p.kind == "Number" for p in method.parameters):
+            hint += "; numbers are written with a point: 0.3"
+        raise RecipeError(f"{method.name} takes at most {_count(len(method.parameters))}", hint=hint)
     for name, value in named.items():
         if name not in by_name:
-            raise UnknownName(f"parameter of {method.name}", name, by_name, place=place, hint=method.signature)
+            raise UnknownName(f"parameter of {method.name}", name, by_name, hint=method.signature)
         if name in given:
-            raise RecipeError(f"{method.name} is given {name} twice", place=place, hint=method.signature)
+            raise RecipeError(f"{method.name} is given {name} twice", hint=method.signature)
         given[name] = value
     missing = [p.name for p in method.parameters if p.required and p.name not in given]
     if missing:
         listed = " and ".join([", ".join(missing[:-1]), missing[-1]] if missing[:-1] else missing)
-        raise RecipeError(f"{method.name} needs {listed} as well", place=place, hint=method.signature)
-    return {name: _accept(method, by_name[name], value, place) for name, value in given.items()}
+        raise RecipeError(f"{method.name} needs {listed} as well", hint=method.signature)
+    return {name: _accept(method, by_name[name], value) for name, value in given.items()}
 
 
-def _accept(method: Method, parameter: Parameter, value: Value, place: Place) -> object:
+def _accept(method: Method, parameter: Parameter, value: Value) -> object:
     """The value as the parameter's kind wants it."""
     kind = parameter.kind
     if kind == "Models" and isinstance(value, list) and value:
@@ -241,9 +245,7 @@ def _accept(method: Method, parameter: Parameter, value: Value, place: Place) ->
         "Number": "a number",
         "bool": "true or false",
     }
-    raise RecipeError(
-        f"{method.name}: {parameter.name} is {wanted[kind]}, not {_what(value)}", place=place, hint=method.signature
-    )
+    raise RecipeError(f"{method.name}: {parameter.name} is {wanted[kind]}, not {_what(value)}", hint=method.signature)
 
 
 def _flat(values: Sequence[Value]) -> list[Value]:
@@ -276,4 +278,4 @@ def _what(value: object) -> str:
         return "a model"
     if isinstance(value, Weighted):
         return "a weighted model (@ belongs in a list of models)"
-    return "a list" if value else "an empty list"
+    return "a list" if isinstance(value, list) and _flat(value) else "an empty list"

@@ -10,7 +10,7 @@ from mergeflow.digest import NUMERICS
 from mergeflow.ir.numbers import decimal
 from mergeflow.plan.bind import Bound
 from mergeflow.plan.facts import SourceFacts
-from mergeflow.plan.profiles import shown
+from mergeflow.plan.profiles import RANGE, Table
 from mergeflow.plan.resolve import Facts, Resolved, sources_of
 from mergeflow.plan.text import form_text
 from mergeflow.recipe import Expression, Output, Recipe
@@ -27,6 +27,8 @@ class Snapshot:
     dtype: str
     compute: str
     metadata: Mapping[str, str]
+    profiles: Mapping[str, Mapping[str, Mapping[str, str]]]  # rows (selector: value), numbers, blocks (block: value)
+    policy: str = "exact"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -50,7 +52,6 @@ def snapshot(bound: Bound, path: str, resolved: Resolved, facts: Facts) -> Snaps
     params = {
         name: decimal(value) for name, value in sorted(bound.numbers.items()) if name.split("/", 1)[0] in mentioned
     }
-    params |= {name: shown(table) for name, table in sorted(resolved.tables.items())}
     usual = max(range(len(resolved.forms)), key=resolved.cases.count) if resolved.forms else 0
     form = form_text(resolved.forms[usual], lambda i: facts[i].name) if resolved.forms else "0"
     return Snapshot(
@@ -61,7 +62,17 @@ def snapshot(bound: Bound, path: str, resolved: Resolved, facts: Facts) -> Snaps
         output.dtype.label if output.dtype else "as the first model",
         str(bound.recipe.options.compute),
         dict(sorted(output.metadata.items())),
+        {name: _profile(table) for name, table in sorted(resolved.tables.items())},
+        bound.recipe.options.policy,
     )
+
+
+def _profile(table: Table) -> dict[str, dict[str, str]]:
+    return {
+        "rows": {row.selector: row.value for row in table.rows},
+        "numbers": {"numbers": " ".join(map(decimal, table.numbers))} if table.numbers else {},
+        "blocks": {block.name: block.value for block in table.blocks},
+    }
 
 
 def _mentioned(recipe: Recipe, output: Output) -> set[str]:
@@ -79,8 +90,7 @@ def _mentioned(recipe: Recipe, output: Output) -> set[str]:
                     e for e in (step.expr, *step.arguments.values(), *step.replace.values()) if e is not None
                 ]
             if param is not None:
-                entries = [entry.value for entry in param.profile]
-                expressions += [e for e in (param.value, param.default, *entries) if e is not None]
+                expressions += param.expressions
     return found
 
 
@@ -102,8 +112,13 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     """What changed between two builds, the causes first. Names are compared by what they stand for: a source that was
     only renamed is no change."""
     lines = []
+    of_profiles = before.get("profiles", {}).keys() | after["profiles"].keys()
     old, new = before.get("params", {}), after["params"]
-    for name in sorted(old.keys() | new.keys()):
+    for name in sorted(old.keys() | new.keys() | of_profiles):
+        if name in of_profiles:
+            was_table, now_table = (s.get("profiles", {}).get(name) or _flat(s, name) for s in (before, after))
+            lines += _profile_differences(name, was_table, now_table)
+            continue
         was, is_now = old.get(name, "not there"), new.get(name, "not there")
         if was != is_now:
             lines.append(f"{name} changed: {_short(was)} → {_short(is_now)}")
@@ -118,11 +133,50 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     for key, what in (("dtype", "the dtype"), ("compute", "the compute dtype"), ("numerics", "the numerics version")):
         if before.get(key) != after[key]:
             lines.append(f"{what} changed: {before.get(key)} → {after[key]}")
+    if (policy := before.get("policy", "exact")) != after.get("policy", "exact"):
+        lines.append(f"the policy changed: {policy} → {after.get('policy', 'exact')}")
     if before.get("metadata") != after["metadata"]:
         lines.append("its metadata changed")
     if not lines and before.get("form") != after["form"]:
         lines.append(f"the expression changed: {before.get('form')} → {after['form']}")
     return lines or ["something that decides its bytes changed"]
+
+
+def _flat(snapshot: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A param that is one number, as if it were a profile."""
+    number = snapshot.get("params", {}).get(name)
+    return {"rows": {} if number is None else {"default": number}}
+
+
+def _profile_differences(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What changed in a profile: the lines that say something else; where some came or went, the blocks it changed."""
+    old, new = before["rows"], after["rows"]
+    found = [f"{name}.{s} changed: {old[s]} → {new[s]}" for s in old if s in new and old[s] != new[s]]
+    moved = [s for s in dict.fromkeys((*old, *new)) if (s in old) != (s in new)]
+    if not moved and before.get("numbers") == after.get("numbers"):
+        return found
+    blocks = _block_differences(before, after)
+    if len(blocks) > 2:
+        (block, was, now), count = blocks[0], len(blocks)
+        return [*found, f"{name} changed in {count} blocks, such as {block}: {was} → {now}"]
+    if blocks:
+        return [*found, *(f"{name}.{block} changed: {was} → {now}" for block, was, now in blocks)]
+    first, then = ({**table.get("blocks", {}), **table["rows"]} for table in (before, after))
+    gone = "not there"
+    return [*found, *(f"{name}.{s} changed: {first.get(s, gone)} → {then.get(s, gone)}" for s in moved)]
+
+
+def _block_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The blocks, each of one number before and after, whose number changed."""
+    blocks = before.get("blocks", {}) or after.get("blocks", {})
+    old, new = (
+        table.get("blocks") or dict.fromkeys(blocks, table["rows"].get("default", RANGE)) for table in (before, after)
+    )
+    return [
+        (block, old[block], new[block])
+        for block in new
+        if block in old and old[block] != new[block] and RANGE not in old[block] + new[block]
+    ]
 
 
 def nonfinite_notes(works_sources: Mapping[int, set[str]], facts: Facts) -> list[str]:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mergeflow.arch import Architecture
 from mergeflow.tensors import TensorSpec
 
-_QUANTISED = (".scale_weight", ".weight_scale", ".absmax", ".quant_map", ".quant_state.bitsandbytes__nf4",
+QUANTISED = (".scale_weight", ".weight_scale", ".absmax", ".quant_map", ".quant_state.bitsandbytes__nf4",
               ".quant_state.bitsandbytes__fp4", ".SCB", "scaled_fp8", ".input_scale")  # fmt: skip
+
+
+def _no_sample(name: str) -> bytes:
+    return b""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFacts:
     """`digests` and `nonfinite` are by tensor name; `model` is the printable model digest; `delta` says that the file
-    holds a difference of models. Tensors start at positions that count through all of `files` (formats.many)."""
+    holds a difference of models. Tensors start at positions that count through all of `files` (formats.many). `sample`
+    gives some values of a tensor as float32, the same ones of every model, or nothing where they are not known."""
 
     name: str
     files: tuple[Path, ...]
@@ -26,7 +31,8 @@ class SourceFacts:
     model: str
     architecture: Architecture
     delta: bool
+    sample: Callable[[str], bytes] = field(default=_no_sample, compare=False)
 
     def quantised_by(self) -> str:
         """The name of a tensor that shows the file to hold scaled, quantised weights; '' when it does not."""
-        return next((name for name in self.tensors if name.endswith(_QUANTISED)), "")
+        return next((name for name in self.tensors if name.endswith(QUANTISED)), "")

@@ -23,7 +23,6 @@ from mergeflow.ir.forms import Form, Rounded, inner_first
 from mergeflow.plan.facts import SourceFacts
 from mergeflow.plan.program import COPY, ZERO, Op, Program, TensorWork, Wide, make_op
 from mergeflow.plan.resolve import Facts, Resolved
-from mergeflow.plan.text import join_terms
 from mergeflow.tensors import DType, TensorSpec
 
 _WIDE_CHANNELS = (8, 9)  # instruct-pix2pix and inpainting; their text-to-image parents have 4
@@ -68,7 +67,7 @@ class Lowering:
         """The text whose hash is the key of one tensor, for people."""
         spec, primary = resolved.specs[index], resolved.primaries[index]
         if not spec.dtype.is_float or resolved.architecture.is_buffer(spec.name):
-            return _copy_preimage(self._facts[primary].digests[spec.name])
+            return copy_preimage(self._facts[primary].digests[spec.name])
         texts: list[str] = []
         form = resolved.forms[resolved.cases[index]]
         self._general(spec, primary, form, dtype or spec.dtype, resolved.architecture, texts)
@@ -119,7 +118,7 @@ class Lowering:
 
     def _copy(self, spec: TensorSpec, source: int) -> TensorWork:
         start = self._facts[source].tensors[spec.name].start
-        key = action_key(_copy_preimage(self._facts[source].digests[spec.name]))
+        key = action_key(copy_preimage(self._facts[source].digests[spec.name]))
         return TensorWork(spec.name, spec.dtype, spec.shape, key, COPY, ((source, start),))
 
     # -- everything else: equal tensors, rounding points, zeros, wide first convolutions -------------------------
@@ -144,12 +143,12 @@ class Lowering:
             source = self._facts[last]
             if self._check_shape(spec, primary, [last]) is None:
                 if texts is not None:
-                    texts.append(_copy_preimage(source.digests[name]))
+                    texts.append(copy_preimage(source.digests[name]))
                 return self._copy(source.tensors[name], last)
             ops.append(make_op([(1, last)], 1, self._compute or target.compute, target))
             result = _Value(f"{_head(target, target)}1 * {result.identity}\n/ 1\n", last, target)
             last = ~(len(ops) - 1)
-        ops, inputs = _reachable(ops, ~last)
+        ops, inputs = reachable(ops, ~last)
         self._check_operands(spec, primary, inputs, architecture)
         dtypes = tuple(self._facts[s].tensors[name].dtype for s in inputs)
         reads = tuple((s, self._facts[s].tensors[name].start) for s in inputs)
@@ -225,10 +224,10 @@ class Lowering:
             other = self._facts[i].tensors[spec.name].shape
             if other == spec.shape:
                 continue
-            if _is_wide(spec.shape, other):
+            if is_wide(spec.shape, other):
                 narrow = other
                 continue
-            if _is_wide(other, spec.shape):
+            if is_wide(other, spec.shape):
                 raise self._wrong_way_round(spec, primary, i, inputs)
             raise RecipeError(
                 f"{spec.name} has the shape {list(other)} in {self._facts[i].name} and "
@@ -243,9 +242,9 @@ class Lowering:
         first, other = self._facts[primary], self._facts[wide]
         channels = other.tensors[spec.name].shape[1]
         rest = [self._facts[i].name for i in inputs if i not in (wide, primary)]
-        fix = f"begin with the wide model: {other.name} + ({first.name} - {rest[0]})"
-        if not rest:
-            fix = f"write the sum so that it begins with the wide model, {other.name}"
+        fix = f"write the sum so that it begins with the wide model, {other.name}"
+        if rest:
+            fix = f"begin with the wide model: {other.name} + ({first.name} - {rest[0]})"
         return RecipeError(
             f"{other.name} has {channels} input channels, the first model ({first.name}) has {spec.shape[1]}: "
             f"the result could not {'inpaint' if channels == 9 else 'edit images'}",
@@ -268,29 +267,13 @@ def _quantised(source: SourceFacts, tensor: str) -> RecipeError:
     )
 
 
-def check_kinship(resolved: Resolved, facts: Facts) -> None:
-    """Refuse sums over different architectures before the first shape that differs is found."""
-    for form in resolved.forms:
-        sources = [
-            leaf for point in inner_first(form, DType.F64) for _, leaf in point.form.terms if isinstance(leaf, int)
-        ]
-        known = [facts[i] for i in sources if facts[i].architecture.component_names]
-        for other in known[1:]:
-            if other.architecture.name != known[0].architecture.name:
-                raise RecipeError(
-                    f"{known[0].name} is {known[0].architecture.title}, {other.name} is {other.architecture.title}: "
-                    "models of different architectures cannot be merged",
-                    hint=f"{join_terms([(Fraction(1), s.name) for s in known])} are what the sum is made of",
-                )
-
-
 def _kinship(a: SourceFacts, b: SourceFacts) -> str:
     if a.architecture.name == b.architecture.name:
         return "the two files are not variants of one model"
     return f"{a.name} looks like {a.architecture.title}, {b.name} like {b.architecture.title}"
 
 
-def _is_wide(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
+def is_wide(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
     """A first convolution [out, 9 or 8, h, w] beside [out, 4, h, w]."""
     return (
         len(shape) == len(other) == 4
@@ -304,7 +287,7 @@ def _head(compute: DType, target: DType) -> str:
     return f"mergeflow tensor key\nnumerics {NUMERICS}\ncompute {compute.label}\nout {target.label}\n"
 
 
-def _copy_preimage(digest: bytes) -> str:
+def copy_preimage(digest: bytes) -> str:
     return f"mergeflow tensor key\nnumerics {NUMERICS}\ncopy b3:{digest.hex()}\n"
 
 
@@ -318,7 +301,7 @@ def _operand(value: _Value) -> int:
     return value.operand
 
 
-def _reachable(ops: list[Op], last: int) -> tuple[list[Op], list[int]]:
+def reachable(ops: list[Op], last: int) -> tuple[list[Op], list[int]]:
     """The ops that the last one needs, renumbered, and the sources they read; operands then count inputs first."""
     needed, stack = {last}, [last]
     while stack:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import networkx as nx
 
-from mergeflow.errors import MergeflowError, RecipeError, UnknownName
+from mergeflow.errors import MergeflowError, UnknownName
 from mergeflow.formats.layout import Layout, canonical_order, lay_out
+from mergeflow.plan import a1111
 from mergeflow.plan.bind import Bound
 from mergeflow.plan.embed import file_key, metadata
 from mergeflow.plan.explain import Found, Snapshot, nonfinite_notes, reason, snapshot
-from mergeflow.plan.lower import Lowering, check_kinship, check_quantised
+from mergeflow.plan.lower import Lowering, check_quantised
 from mergeflow.plan.place import Budget, Placement, footprint, place
 from mergeflow.plan.program import COPY, Program, TensorWork
+from mergeflow.plan.related import stranger_notes
 from mergeflow.plan.resolve import Facts, Resolved, check_claim, resolve_output, sources_of
 from mergeflow.plan.surgery import constant_preimage, constants, dtypes, trim
 from mergeflow.plan.units import Unit, cut
+from mergeflow.recipe import Output
 from mergeflow.tensors import DType
 
 
@@ -77,23 +80,25 @@ def make_plan(bound: Bound, facts: Facts, request: Request) -> Plan:
     """
     options = bound.recipe.options
     compute = options.compute if isinstance(options.compute, DType) else None
-    lowering = Lowering(facts, compute)
+    lowering = _lowering(bound, facts)
     notes = [note for claim in bound.claims if (note := check_claim(bound, claim, facts))]
+    cosines: dict[tuple[int, int], float | None] = {}
     outputs = []
     for path, target in request.targets.items():
         node, output = bound.outputs[path]
         try:
             resolved = resolve_output(bound, node, facts)
-            check_kinship(resolved, facts)
             resolved = trim(resolved, output)
-            works = {w.name: w for w in lowering.output(resolved, dtypes(resolved, output))}
+            merger = a1111.moves(node, output, facts) if isinstance(lowering, a1111.A1111Lowering) else ()
+            works = {w.name: w for w in _lowered(lowering, resolved, output, merger)}
             works |= {w.name: w for w in constants(works.values(), output)}
             check_quantised(resolved, tuple(works.values()), facts)
             order = canonical_order((w.name, w.dtype, w.shape) for w in works.values())
             ordered = [works[name] for name, _, _ in order]
             text = bound.recipe.text if output.embed == "recipe" else None
-            layout = lay_out(order, metadata(resolved, facts, output.dtype, compute, output.metadata, text))
-            warnings = [*resolved.notes, *_nonfinite(bound, ordered, facts)]
+            layout = lay_out(order, metadata(resolved, facts, output.dtype, compute, output.metadata, text, merger))
+            strangers = stranger_notes(resolved, facts, cosines)
+            warnings = [*resolved.notes, *_nonfinite(bound, ordered, facts), *strangers]
         except MergeflowError as error:
             if error.place is None:
                 error.place = output.expr.place(0)
@@ -117,6 +122,21 @@ def make_plan(bound: Bound, facts: Facts, request: Request) -> Plan:
     plan = Plan(bound, facts, tuple(lowering.programs), tuple(outputs), tuple(notes), nx.DiGraph())
     _draw(plan)
     return plan
+
+
+def _lowering(bound: Bound, facts: Facts) -> Lowering | a1111.A1111Lowering:
+    options = bound.recipe.options
+    if options.policy == a1111.NAME:
+        return a1111.A1111Lowering(facts)
+    return Lowering(facts, options.compute if isinstance(options.compute, DType) else None)
+
+
+def _lowered(
+    lowering: Lowering | a1111.A1111Lowering, resolved: Resolved, output: Output, merger: Sequence[a1111.Move]
+) -> Iterator[TensorWork]:
+    if isinstance(lowering, a1111.A1111Lowering):
+        return lowering.output(resolved, merger)
+    return lowering.output(resolved, dtypes(resolved, output))
 
 
 def _bytes_read(works: Sequence[TensorWork], programs: Sequence[Program]) -> int:
@@ -204,9 +224,10 @@ def tensor_preimage(plan: Plan, output: OutputPlan, name: str) -> str:
     names = [spec.name for spec in resolved.specs]
     if name not in names:
         raise UnknownName(f"tensor of {output.path}", name, names)
-    compute = plan.bound.recipe.options.compute
-    lowering = Lowering(plan.facts, compute if isinstance(compute, DType) else None)
-    index = names.index(name)
+    lowering, index = _lowering(plan.bound, plan.facts), names.index(name)
+    if isinstance(lowering, a1111.A1111Lowering):
+        merger = a1111.moves(plan.bound.outputs[output.path][0], declared, plan.facts)
+        return lowering.preimage(resolved, merger, index)
     return lowering.preimage(resolved, dtypes(resolved, declared)[index], index)
 
 

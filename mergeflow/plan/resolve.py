@@ -18,6 +18,7 @@ from mergeflow.ir.numbers import Varying, profiles_in
 from mergeflow.plan.bind import Bound, Claim, Profile
 from mergeflow.plan.facts import SourceFacts
 from mergeflow.plan.profiles import Table, resolve
+from mergeflow.recipe.tokens import clip
 from mergeflow.tensors import TensorSpec
 
 Facts = Mapping[int, SourceFacts]
@@ -72,6 +73,7 @@ def resolve_output(bound: Bound, root: Node, facts: Facts) -> Resolved:
     architecture = _architecture(bound, facts[primary])
     _check_components(graph, architecture, facts[primary])
     names, primaries = _tensor_names(graph, start, facts, architecture, bound)
+    _check_relatives(graph, facts, primary)
     tables = {name: resolve(bound.profiles[name], names, architecture) for name in sorted(graph.profiles)}
     cases, analyses = _cases(graph, names, facts, tables, architecture)
     for analysis, components in analyses:
@@ -168,11 +170,7 @@ def _graph(root: Node, facts: Facts) -> _Graph:
 
 def _any_values(profiles: Mapping[str, Profile], wanted: frozenset[str]) -> Mapping[str, Fraction]:
     """Some value of each profile, for what must not depend on them."""
-    values = {}
-    for name in wanted:
-        p = profiles[name]
-        values[name] = p.default if p.default is not None else p.entries[0][1]
-    return values
+    return {name: profiles[name].sample for name in wanted}
 
 
 def _architecture(bound: Bound, primary: SourceFacts) -> Architecture:
@@ -192,10 +190,49 @@ def _check_components(graph: _Graph, architecture: Architecture, primary: Source
         if part not in architecture.component_names:
             if not architecture.component_names:
                 raise RecipeError(
-                    f"replace: {part}: the architecture of {primary.name} is not known, nor are its components",
+                    f"replace: {clip(part)}: the architecture of {primary.name} is not known, nor are its components",
                     hint="name it with `arch:` at the top of the recipe",
                 )
             raise UnknownName(f"component of a {architecture.title} model", part, architecture.component_names)
+
+
+def _check_relatives(graph: _Graph, facts: Facts, primary: int) -> None:
+    """Refuse sums over models that have nothing in common: what came out would quietly be the first of them."""
+    first = facts[primary]
+    for top in [graph.root, *(donor for node in graph.order if isinstance(node, Replace) for _, donor in node.parts)]:
+        summed = [facts[i] for i in sorted(_summed(top))]
+        known = [source for source in summed if source.architecture.component_names]
+        for other in known[1:]:
+            if other.architecture.name != known[0].architecture.name:
+                raise RecipeError(
+                    f"{known[0].name} is {known[0].architecture.title}, {other.name} is {other.architecture.title}: "
+                    "models of different architectures cannot be merged",
+                    hint="`mergeflow inspect FILE` shows what a file is",
+                )
+        for other in summed if top is graph.root else ():
+            if other.tensors.keys().isdisjoint(first.tensors):
+                such = next(iter(first.tensors), "")
+                lacks = f"{other.name} has none of the tensors of {first.name}, such as {such}"
+                raise RecipeError(
+                    f"{lacks if such else f'{first.name} has no tensors'}: there is nothing to merge",
+                    hint="`mergeflow inspect FILE` shows what a file holds",
+                )
+
+
+def _summed(root: Node) -> frozenset[int]:
+    """The sources under a node, without those that only give components to it."""
+    found: set[int] = set()
+    seen: set[int] = set()
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, Load):
+            found.add(node.source)
+        stack += [node.of] if isinstance(node, Replace) else node.inputs()
+    return frozenset(found)
 
 
 def _tensor_names(
@@ -221,7 +258,10 @@ def _tensor_names(
             primaries.append(primary)
     for part in sorted(graph.parts):
         if not any(architecture.matches(part, name) for name in names):
-            raise RecipeError(f"replace: {part}: the donor has no tensor of that component")
+            raise RecipeError(
+                f"replace: {part}: the model that is to give it has no tensor of that component",
+                hint="`mergeflow inspect FILE` shows what a file holds",
+            )
     return names, primaries
 
 
@@ -250,7 +290,11 @@ def _cases(
         number = numbers.setdefault((absent, parts, values), len(numbers))
         if number == len(analyses):
             profiles = {key: table.values[position] for key, table in columns}
-            analyses.append((Analysis(graph.order, Case(absent, profiles, parts), graph.deltas), parts))
+            try:
+                analyses.append((Analysis(graph.order, Case(absent, profiles, parts), graph.deltas), parts))
+            except RecipeError as error:
+                error.message += f" (for the tensor {name})"
+                raise
         cases.append(number)
     return cases, analyses
 

@@ -15,6 +15,8 @@ from mergeflow.digest import NUMERICS
 from mergeflow.errors import IntegrityError, MissingInput, NotReproducible
 from mergeflow.formats.files import write_text_file
 
+_ANEW = "restore it; or remove it, and `mergeflow lock` writes it anew"
+_WRONG = {"extra_forbidden": "means nothing there", "missing": "is missing"}
 _HEAD = "# The lock of a mergeflow recipe: digests of its sources and of what it makes. Written by `mergeflow lock`.\n"
 
 
@@ -63,16 +65,29 @@ def read(path: Path) -> Lock:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MissingInput(f"{path}: there is no lock", hint="`mergeflow lock` writes it") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise IntegrityError(f"{path}: cannot be read as a lock: {error}") from error
+    except OSError as error:
+        raise IntegrityError(f"{path}: cannot be read: {error.strerror or error}", hint=_ANEW) from None
+    except (UnicodeDecodeError, RecursionError):
+        raise IntegrityError(f"{path}: not a lock: it is not text that could be one", hint=_ANEW) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        what = f"line {mark.line + 1}" if mark is not None else "it"
+        raise IntegrityError(f"{path}: not a lock: {what} is not YAML", hint=_ANEW) from None
+    if not isinstance(document, dict):
+        raise IntegrityError(f"{path}: not a lock: it has no keys", hint=_ANEW)
+    version = document.get("lock", 1)
+    if version != 1:
+        raise IntegrityError(
+            f"{path}: a lock of version {str(version)[:20]}, this mergeflow reads version 1",
+            hint="a newer mergeflow reads it",
+        )
     try:
         lock = Lock.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise IntegrityError(f"{path}: not a lock of this version: {where}: {first['msg']}") from None
-    if lock.lock != 1:
-        raise IntegrityError(f"{path}: a lock of version {lock.lock}, this mergeflow reads version 1")
+        where = ".".join(str(part) for part in first["loc"])[:80]
+        what = _WRONG.get(first["type"], "has no valid value")
+        raise IntegrityError(f"{path}: not a lock: {where} {what}", hint=_ANEW) from None
     return lock
 
 

@@ -14,10 +14,11 @@ from mergeflow.recipe.expression import (
     spell,
 )
 from mergeflow.recipe.load import find_recipe, load, loads
-from mergeflow.recipe.model import Options, Output, Param, ProfileEntry, Recipe, Source, Step
+from mergeflow.recipe.model import BlockList, Options, Output, Param, ProfileEntry, Recipe, Source, Step
 from mergeflow.recipe.schema import schema
 
 __all__ = [
+    "BlockList",
     "Call",
     "Comparison",
     "Expression",

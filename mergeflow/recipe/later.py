@@ -38,11 +38,8 @@ SOURCE: Refusals = {
 
 PARAM: Refusals = {
     "sweep": _SWEEP,
-    "preset": (f"preset: {_NOT_YET}", "write the numbers as a profile, for example IN00-IN05: 0.3"),
-    "mbw": (f"mbw: {_NOT_YET}", "write the numbers by block, for example IN00: 1, IN01: 0.9"),
     "lbw": (f"lbw: {_NOT_YET}", "write the numbers by block, for example IN00: 1, IN01: 0.9"),
-    "gradient": (f"gradient: {_NOT_YET}", "write the numbers by layer, for example layers.0-7: 1"),
-    "blocks": (f"blocks: {_NOT_YET}", "the blocks are those of the architecture"),
+    "gradient": ("a gradient runs over the blocks of a selector", "for example '*': {{ gradient: [1, 0.5, 0] }}"),
     "value": ("a param is a number itself", "write {name}: 0.3"),
     "min": (f"a range (min:, max:) {_NOT_YET}", "write {name}: 0.3"),
     "max": (f"a range (min:, max:) {_NOT_YET}", "write {name}: 0.3"),
@@ -80,7 +77,6 @@ OUTPUT: Refusals = {
 
 OPTIONS: Refusals = {
     "seed": (f"seed: {_NOT_YET}", "no method of this version draws random numbers"),
-    "policy": (f"policy: {_NOT_YET}", ""),
     **_MACHINE,
 }
 

@@ -154,7 +154,8 @@ def _real(path: Path) -> Path:
 
 def _read(path: Path, place: Place | None) -> bytes:
     if path.is_dir():
-        raise RecipeError(f"{path} is a folder, not a recipe", place=place, hint="name the .yaml file in it")
+        message = f"the recipe {path} cannot be read: it is a folder"
+        raise RecipeError(message, place=place, hint="name the .yaml file in it")
     try:
         with path.open("rb") as file:
             data = file.read(nodes.MAX_BYTES + 1)
@@ -237,8 +238,9 @@ def _same_source(a: Source, b: Source) -> bool:
 
 def _same_param(a: Param, b: Param) -> bool:
     def content(param: Param) -> object:
-        entries = {e.selector: _code(e.value) for e in param.profile}
-        return _code(param.value), _code(param.default), entries
+        entries = {e.selector: [_code(number) for number in e.numbers] for e in param.profile}
+        listed = param.listed and param.listed.model_dump(exclude={"place"})
+        return _code(param.value), _code(param.default), entries, listed
 
     return content(a) == content(b)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf, field_validator
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, field_validator, model_validator
 
 from mergeflow.errors import Place
 from mergeflow.recipe.expression import Comparison, Expression
@@ -73,24 +73,51 @@ class Source(_Value):
 
 
 class ProfileEntry(_Value):
-    """One line of a profile: what it selects, and the number there."""
+    """One line of a profile: what it selects, and the number there; several are a gradient over its blocks."""
 
     selector: str
-    value: InstanceOf[Expression]
+    numbers: tuple[InstanceOf[Expression], ...]
     place: InstanceOf[Place]
 
 
+class BlockList(_Value):
+    """The numbers by block that lie beneath a profile's selectors: those of a preset, or a list as it was pasted."""
+
+    preset: str | None = Field(default=None, description="A preset of block weights: GRAD_V, TRUE_CUBIC_HERMITE, …")
+    mbw: str | None = Field(default=None, description="A list of block weights as pasted from a card.")
+    blocks: str | None = Field(
+        default=None, description="The architecture that the preset or list is written for; blocks are taken by name."
+    )
+    place: InstanceOf[Place] = Place()
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> BlockList:
+        if self.preset is not None and self.mbw is not None:
+            raise ValueError("a param has either preset: or mbw:, not both")
+        if self.preset is None and self.mbw is None:
+            raise ValueError("blocks: says what a preset: or an mbw: list is written for, and there is neither")
+        return self
+
+
 class Param(_Value):
-    """A named number (`value`), or a number per block or tensor name (`profile` and its `default`)."""
+    """A named number (`value`), or a profile: numbers for parts of a model. From wide to narrow: `default`, a preset
+    or a list by blocks (`listed`), and the lines with selectors (`profile`)."""
 
     value: InstanceOf[Expression] | None = None
     profile: tuple[ProfileEntry, ...] = ()
     default: InstanceOf[Expression] | None = None
+    listed: BlockList | None = None
     place: InstanceOf[Place] = Place()
 
     @property
     def is_profile(self) -> bool:
         return self.value is None
+
+    @property
+    def expressions(self) -> tuple[Expression, ...]:
+        """All that it is computed from."""
+        alone = (e for e in (self.value, self.default) if e is not None)
+        return (*alone, *(number for entry in self.profile for number in entry.numbers))
 
 
 class Step(_Value):
@@ -141,6 +168,9 @@ class Options(_Value):
     missing: Literal["keep", "error"] = Field(default="keep", description="What to do when a model lacks a tensor.")
     nonfinite: Literal["warn", "error", "allow"] = Field(
         default="warn", description="What to do about infinities and NaNs."
+    )
+    policy: Literal["exact", "a1111"] = Field(
+        default="exact", description="Whose arithmetic and rules: mergeflow's own, or those of A1111's merger."
     )
 
     @field_validator("compute")

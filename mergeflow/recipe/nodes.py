@@ -77,6 +77,8 @@ class Scalar(Positioned):
     def _locate(self, offset: int) -> int:
         """The place in the file of the value's character `offset`, by walking both past their spaces together."""
         text, at = self.source.text, self._content_start()
+        if text.startswith(self.value, at):
+            return at + offset  # as typed, on one line
         if self.style == "double" and "\\" in text[at : self.end]:
             return self.start  # escapes: the start has to do
         for char in self.value[:offset]:

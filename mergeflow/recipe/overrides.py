@@ -8,9 +8,10 @@ from pathlib import Path
 from mergeflow.errors import RecipeError, UnknownName
 from mergeflow.recipe import nodes
 from mergeflow.recipe.expression import Expression
-from mergeflow.recipe.model import Param, ProfileEntry, Recipe
+from mergeflow.recipe.fields import build
+from mergeflow.recipe.model import BlockList, Param, ProfileEntry, Recipe
 from mergeflow.recipe.places import SourceText
-from mergeflow.recipe.sections import read_param
+from mergeflow.recipe.sections import LIST_KEYS, list_value, read_param
 from mergeflow.recipe.sources import read_source
 from mergeflow.recipe.tokens import normal_name
 
@@ -57,9 +58,21 @@ def _set(params: dict[str, Param], sources: Mapping[str, object], name: str, tex
         raise UnknownName("param", name, params, place=node.where, hint=hint)
     if not selector:
         raise RecipeError(f"--set {name} names no block", place=node.where, hint=f"for example --set {param}.OUT05=0.5")
+    if selector in LIST_KEYS:
+        params[param] = _with_list(params[param], selector, node)
+        return
     value = read_param(known, node, node.where).value
     assert value is not None
     params[param] = _with_entry(params[param], selector, value, node)
+
+
+def _with_list(param: Param, key: str, node: nodes.Scalar) -> Param:
+    """The profile with another preset, list or layout; a preset takes the place of a list, and the other way round."""
+    old = param.listed.model_dump(exclude={"place"}) if param.listed else {}
+    kept = old if key == "blocks" else {"blocks": old.get("blocks")}
+    listed = build(BlockList, {**kept, key: list_value(key, node), "place": node.where}, node, {})
+    default = param.default if param.is_profile else param.value
+    return param.model_copy(update={"value": None, "default": default, "listed": listed})
 
 
 def _with_entry(param: Param, selector: str, value: Expression, node: nodes.Scalar) -> Param:
@@ -67,7 +80,7 @@ def _with_entry(param: Param, selector: str, value: Expression, node: nodes.Scal
     default = param.default if param.is_profile else param.value
     if selector == "default":
         return param.model_copy(update={"default": value, "value": None})
-    entry = ProfileEntry(selector=selector, value=value, place=node.where)
+    entry = ProfileEntry(selector=selector, numbers=(value,), place=node.where)
     entries = [entry if e.selector == selector else e for e in param.profile]
     if entry not in entries:
         entries.append(entry)

@@ -13,8 +13,8 @@ from pydantic import BaseModel
 
 from mergeflow.recipe import later
 from mergeflow.recipe.fields import FLOATS
-from mergeflow.recipe.model import Options, Output, Recipe, Source, Step
-from mergeflow.recipe.sections import EMBED
+from mergeflow.recipe.model import BlockList, Options, Output, Recipe, Source, Step
+from mergeflow.recipe.sections import EMBED, POLICIES
 from mergeflow.recipe.sources import EMA, OF_A_FILE, OF_A_RECIPE
 from mergeflow.tensors import SHORT
 
@@ -116,12 +116,22 @@ def _path() -> Schema:
 
 def _param() -> Schema:
     later_keys = {"not": {"enum": list(later.PARAM)}}
+    numbers = {"type": "array", "minItems": 2, "items": _EXPRESSION}
+    gradient = _object({"gradient": {**numbers, "description": "Numbers along the blocks."}}, required=("gradient",))
+    pasted = {"anyOf": [_TEXT, {"type": "array", "minItems": 1, "items": {"type": ["number", "string"]}}]}
     profile = {
-        "description": "A number per block or tensor name; default: is for the rest.",
+        "description": "Numbers for blocks, components, tensor names and patterns; default: is for the rest.",
         "type": "object",
         "minProperties": 1,
         "propertyNames": later_keys,
-        "additionalProperties": _EXPRESSION,
+        "properties": {
+            "default": _EXPRESSION,
+            **_described(BlockList, {"preset": _TEXT, "mbw": pasted, "blocks": _TEXT}),
+        },
+        "not": {"required": ["preset", "mbw"]},
+        "if": {"required": ["blocks"]},
+        "then": {"anyOf": [{"required": ["preset"]}, {"required": ["mbw"]}]},
+        "additionalProperties": {"anyOf": [_EXPRESSION, gradient]},
     }
     return {"anyOf": [_EXPRESSION, profile]}
 
@@ -198,8 +208,11 @@ def _options() -> Schema:
         "compute": {"enum": ["auto", *floats]},
         "missing": {"enum": ["keep", "error"]},
         "nonfinite": {"enum": ["warn", "error", "allow"]},
+        "policy": {"enum": list(POLICIES)},
     }
-    return _object(_described(Options, properties))
+    alone = {"if": {"required": ["policy"], "properties": {"policy": {"const": "a1111"}}},
+             "then": {"properties": {"compute": {"const": "auto"}}}}  # fmt: skip
+    return _object(_described(Options, properties)) | alone
 
 
 def _object(properties: Schema, required: tuple[str, ...] = ()) -> Schema:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import posixpath
 import re
 import unicodedata
@@ -29,16 +28,20 @@ from mergeflow.recipe.fields import (
     weighted,
     word,
 )
-from mergeflow.recipe.model import Options, Output, Param, ProfileEntry, Step
+from mergeflow.recipe.model import BlockList, Options, Output, Param, ProfileEntry, Step
 from mergeflow.recipe.tokens import clip, normal_name
 
 STEP_KEYS = ("expr", "method", "round", "keep", "like", "replace", "note")  # no argument of a method is called so
 OUTPUT_KEYS = ("from", "dtype", "only", "drop", "fix", "mark", "metadata", "like", "replace", "embed", "note")
 DEFAULT_KEYS = ("dtype", "only", "drop", "fix", "mark", "metadata", "replace", "embed")
-OPTION_KEYS = ("compute", "missing", "nonfinite")
+OPTION_KEYS = ("compute", "missing", "nonfinite", "policy")
+POLICIES = ("exact", "a1111")
 MAX_STEM = 220  # file names end at 255 bytes, and the sidecar's adds 12
+LIST_KEYS = ("preset", "mbw", "blocks")  # of a profile; its other keys are default and selectors
 EMBED = ("sidecar", "recipe", "none")
 _NUMBER_LIST = re.compile(r"\s*-?[0-9.]+(?:\s*,\s*-?[0-9.]+){2,}\s*,?\s*")
+_A_LIST = "a list of numbers by block is an mbw: of a profile"
+_LISTS_ARE = 'write { mbw: "1,0.9,…", BASE: 0 }, without BASE: where the list has a number for it'
 _SWEEP = re.compile(r"\s*-?[0-9.]+(?:\s*:\s*-?[0-9.]+){1,2}\s*")
 
 
@@ -46,9 +49,7 @@ def read_param(name: str, node: nodes.Node, place: Place) -> Param:
     if isinstance(node, nodes.Mapping):
         return _profile(name, node, place)
     if isinstance(node, nodes.Sequence):
-        raise node.error(
-            later.not_yet("a list of numbers as a param"), "write the numbers by block: { IN00: 1, IN01: 0.9 }"
-        )
+        raise node.error(_A_LIST, _LISTS_ARE)
     return Param(value=_number(node, f"the param {clip(name)}"), place=place)
 
 
@@ -60,29 +61,56 @@ def _profile(name: str, node: nodes.Mapping, place: Place) -> Param:
     default: Expression | None = None
     entries = []
     for selector, (key, value) in node.items.items():
-        if isinstance(value, nodes.Mapping):
-            check_keys(value, f"{clip(selector)} of {what}", (), later.PARAM, name)
-        if not isinstance(value, nodes.Scalar):
-            raise value.error(f"{clip(selector)} of {what} is one number")
-        number = _number(value, f"{clip(selector)} of {what}")
+        of = f"{clip(selector)} of {what}"
         if selector == "default":
-            default = number
-        else:
-            entries.append(
-                ProfileEntry(
-                    selector=normal_name(line_of_text(key, "a selector").strip()), value=number, place=key.where
-                )
-            )
-    return Param(profile=tuple(entries), default=default, place=place)
+            default = _number(_one(value, of, "for all blocks it is '*': { gradient: [1, 0] }"), of)
+        elif selector not in LIST_KEYS:
+            label = normal_name(line_of_text(key, "a selector").strip())
+            entries.append(ProfileEntry(selector=label, numbers=_numbers(value, of, name), place=key.where))
+    return Param(profile=tuple(entries), default=default, listed=_block_list(node), place=place)
+
+
+def _one(node: nodes.Node, what: str, hint: str) -> nodes.Scalar:
+    if not isinstance(node, nodes.Scalar):
+        raise node.error(f"{what} is one number", hint)
+    return node
+
+
+def _numbers(node: nodes.Node, what: str, name: str) -> tuple[Expression, ...]:
+    """What a selector has: a number, or a gradient of several."""
+    if not isinstance(node, nodes.Mapping):
+        return (_number(_one(node, what, "numbers along the blocks are { gradient: [1, 0.5, 0] }"), what),)
+    check_keys(node, what, ("gradient",), later.PARAM, name)
+    if "gradient" not in node.items:
+        raise node.error(f"{what} has no value", "write a number, or { gradient: [1, 0.5, 0] }")
+    value = node.items["gradient"][1]
+    if not isinstance(value, nodes.Sequence) or len(value.items) < 2:
+        raise value.error(f"the gradient of {what} is a list of two numbers or more", "for example [1, 0.5, 0]")
+    return tuple(_number(item, f"a number in the gradient of {what}") for item in value.items)
+
+
+def _block_list(node: nodes.Mapping) -> BlockList | None:
+    given = {key: node.items[key][1] for key in LIST_KEYS if key in node.items}
+    if not given:
+        return None
+    at = given.get("mbw") or given.get("preset") or given["blocks"]
+    values: dict[str, Any] = {key: list_value(key, value) for key, value in given.items()}
+    return build(BlockList, {**values, "place": at.where}, at, given)
+
+
+def list_value(key: str, node: nodes.Node) -> str:
+    """The value of preset:, mbw: or blocks:; a YAML list of numbers is as good as a pasted one."""
+    if key != "mbw":
+        return line_of_text(node, key).strip()
+    items = node.items if isinstance(node, nodes.Sequence) else [node]
+    return ", ".join(scalar(item, "a number of mbw" if item is not node else "mbw").value for item in items)
 
 
 def _number(node: nodes.Node, what: str) -> Expression:
     """A number: an expression, but not the lists and ranges that people write here."""
     text = scalar(node, what).value
     if _NUMBER_LIST.fullmatch(text):
-        raise node.error(
-            later.not_yet("a list of numbers pasted from a card (mbw)"), "write them by block: { IN00: 1, IN01: 0.9 }"
-        )
+        raise node.error(_A_LIST, _LISTS_ARE)
     if _SWEEP.fullmatch(text):
         raise node.error(later.not_yet("a range of numbers (sweep)"), "give one number, and build again with --set")
     return expression(node, what)
@@ -250,11 +278,6 @@ def output_path(key: nodes.Scalar) -> str:
         raise key.error(
             later.not_yet("an output path with { }"), "a path for each output, and one output for each value"
         )
-    if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]|\\\\", path):
-        raise key.error(
-            "this is a path of Windows, and this is not Windows",
-            "write it relative to the output root, with /, as in models/mix.safetensors",
-        )
     if path.endswith("/"):
         raise key.error(later.not_yet("an output that is a folder"), "an output is one .safetensors file")
     if ".." in path.replace("\\", "/").split("/"):
@@ -286,6 +309,12 @@ def read_options(node: nodes.Mapping) -> Options:
         values["missing"] = choice(given["missing"], "missing", ("keep", "error"))
     if "nonfinite" in given:
         values["nonfinite"] = choice(given["nonfinite"], "nonfinite", ("warn", "error", "allow"))
+    if "policy" in given:
+        values["policy"] = choice(given["policy"], "policy", POLICIES)
+        if values["policy"] != "exact" and values.get("compute", "auto") != "auto":
+            raise given["compute"].error(
+                f"policy: {values['policy']} decides the dtype of its sums itself", "leave compute: out"
+            )
     return build(Options, values, node, given)
 
 

@@ -72,10 +72,8 @@ def _misplaced(problem: str, at: int, context_at: int, source: SourceText) -> Re
         return RecipeError(f"there is text after the closing {kind}", place=source.place(at), hint=hint)
     opened = source.text[context_at : context_at + 1]
     if at >= len(source.text) and opened in ("{", "["):
-        closing = "}" if opened == "{" else "]"
-        return RecipeError(
-            "this bracket is opened here and never closed", place=source.place(context_at), hint=f"close it with {closing}"
-        )
+        hint = f"close it with {'}' if opened == '{' else ']'}"
+        return RecipeError("this bracket is opened here and never closed", place=source.place(context_at), hint=hint)
     if at >= len(source.text):
         return RecipeError(
             "the file ends in the middle of something",

@@ -24,7 +24,8 @@ _AVERAGES = "model_ema."
 
 @dataclass(frozen=True, slots=True)
 class Adapted:
-    """A source as the recipe sees it. `model` is the digest of what is left, under the names it has here."""
+    """A source as the recipe sees it. `model` is the digest of what is left, under the names it has here; `origins`
+    says what a tensor is called in the file, where that is something else."""
 
     architecture: Architecture
     tensors: Mapping[str, TensorSpec]
@@ -32,6 +33,7 @@ class Adapted:
     nonfinite: Mapping[str, int]
     model: str
     notes: tuple[str, ...]
+    origins: Mapping[str, str]
 
 
 def adapt(found: Identified, name: str, *, arch: str | None = None, ema: str = "keep") -> Adapted:
@@ -52,6 +54,7 @@ def adapt(found: Identified, name: str, *, arch: str | None = None, ema: str = "
         architecture = stated
     tensors, digests, nonfinite = dict(found.tensors), dict(found.digests), dict(found.nonfinite)
     notes: list[str] = []
+    origins = {alias.name: old for old, alias in aliases.items()}
     for old, alias in aliases.items():
         spec = tensors.pop(old)
         digest = digests.pop(old)
@@ -67,7 +70,7 @@ def adapt(found: Identified, name: str, *, arch: str | None = None, ema: str = "
     averages = [n for n in tensors if n.startswith(_AVERAGES)]
     if averages and ema != "keep":
         if ema == "use":
-            _use(tensors, digests, nonfinite, name)
+            origins |= _use(tensors, digests, nonfinite, name)
         for n in averages:
             del tensors[n], digests[n]
             nonfinite.pop(n, None)
@@ -77,10 +80,13 @@ def adapt(found: Identified, name: str, *, arch: str | None = None, ema: str = "
         notes.append(f"{name} keeps running averages (EMA) beside its weights: `ema: use` or `ema: drop` chooses")
     changed = bool(aliases) or (bool(averages) and ema != "keep")
     model = printable(model_digest(digests.items())) if changed else found.model
-    return Adapted(architecture, tensors, digests, nonfinite, model, tuple(notes))
+    return Adapted(architecture, tensors, digests, nonfinite, model, tuple(notes), origins)
 
 
-def _use(tensors: dict[str, TensorSpec], digests: dict[str, bytes], nonfinite: dict[str, int], name: str) -> None:
+def _use(
+    tensors: dict[str, TensorSpec], digests: dict[str, bytes], nonfinite: dict[str, int], name: str
+) -> dict[str, str]:
+    """Averages in the place of weights; returns which tensor is whose average."""
     pairs = ema_names(tensors)
     if not pairs:
         raise RecipeError(f"{name}: its running averages (EMA) are of no weight that the file has")
@@ -90,3 +96,4 @@ def _use(tensors: dict[str, TensorSpec], digests: dict[str, bytes], nonfinite: d
         nonfinite.pop(weight, None)
         if average in nonfinite:
             nonfinite[weight] = nonfinite[average]
+    return {weight: average for average, weight in pairs.items()}

@@ -17,6 +17,8 @@ from mergeflow.formats.many import ReadFiles
 from mergeflow.sources.memo import Known, Memo, quiet_since
 from mergeflow.tensors import TensorSpec
 
+SAMPLE_BYTES = 64  # formats.scan.SAMPLE values of float32; that module takes long to import
+
 
 @dataclass(frozen=True)
 class Identified:
@@ -57,6 +59,15 @@ class Identified:
         """The tensors that hold values that are not finite, and how many."""
         counts = zip(self.tensors, self.known.nonfinite, strict=True)
         return {name: n for name, n in counts if n}
+
+    @cached_property
+    def _positions(self) -> Mapping[str, int]:
+        return {name: i for i, name in enumerate(self.tensors)}
+
+    def sample(self, name: str) -> bytes:
+        """The values kept of a tensor, as float32; none where none were kept, as of files that mergeflow wrote."""
+        samples, at = self.known.samples, self._positions[name] * SAMPLE_BYTES
+        return samples[at : at + SAMPLE_BYTES] if len(samples) == len(self.tensors) * SAMPLE_BYTES else b""
 
     @property
     def model(self) -> str:

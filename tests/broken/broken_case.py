@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from support.checkpoints import Model, Tensor, numbers, weights, write
 
 from mergeflow.cli.main import cli
-from support.checkpoints import Model, Tensor, numbers, weights, write
 
 GOLDEN = Path(__file__).parent / "golden"
 MAX_LINES, MAX_LINE = 12, 200
@@ -63,7 +63,10 @@ def head(name: str, rest: str, **more: Any) -> Case:
 
 
 def small(seed: int, code: str = "F32") -> Model:
-    return {"v": weights(np.random.default_rng(seed), code, (3,)), "w": weights(np.random.default_rng(seed), code, (2, 4))}
+    return {
+        "v": weights(np.random.default_rng(seed), code, (3,)),
+        "w": weights(np.random.default_rng(seed), code, (2, 4)),
+    }
 
 
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
@@ -124,7 +127,7 @@ def tree(folder: Path) -> dict[str, bytes | str | None]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
-            found[name] = f"-> {os.readlink(path)}"
+            found[name] = f"-> {path.readlink()}"
         else:
             found[name] = path.read_bytes() if path.is_file() else None
     return found

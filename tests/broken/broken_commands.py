@@ -1,3 +1,4 @@
+# ruff: noqa: E501  # tables: a case is easier to read on one line
 """Commands that are called wrongly, machines that are too small, locks that do not hold."""
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ SET = [
     call("source-without-value", 2, "build recipe.yaml --source b"),
     call("source-given-but-missing", 4, "build recipe.yaml --source b=no-such.safetensors"),
     call("source-given-empty", 2, "build recipe.yaml --source b="),
-    call("source-given-of-another-architecture", 2, "build recipe.yaml --source b=flux.safetensors",
-         files={"a.safetensors": sd1(1), "b.safetensors": sd1(2), "c.safetensors": sd1(3), "flux.safetensors": flux(1)}),
+    Case("source-given-of-another-architecture", 2, HEAD + "outputs: { mix.safetensors: a + (b - c) }\n",
+         command="build recipe.yaml --source b=flux.safetensors", files={"a.safetensors": sd1(1), "b.safetensors": sd1(2), "c.safetensors": sd1(3), "flux.safetensors": flux(1)}),
     call("source-given-is-the-output", 2, "build recipe.yaml --source b=mix.safetensors", files={"mix.safetensors": small(5)}),
 ]  # fmt: skip
 
@@ -53,7 +54,7 @@ LOCKS = [
     call("lock-missing", 4, "build recipe.yaml --locked"),
     call("lock-garbage", 5, "build recipe.yaml --locked", files={"recipe.lock": b"\xff\xfe\0garbage"}),
     call("lock-not-yaml", 5, "build recipe.yaml --locked", files={"recipe.lock": "a: [b\nc: d\n"}),
-    call("lock-empty", 6, "build recipe.yaml --locked", files={"recipe.lock": ""}),
+    call("lock-empty", 5, "build recipe.yaml --locked", files={"recipe.lock": ""}),
     call("lock-a-list", 5, "build recipe.yaml --locked", files={"recipe.lock": "- a\n- b\n"}),
     call("lock-with-unknown-key", 5, "build recipe.yaml --locked", files={"recipe.lock": "lock: 1\nsuorces: {}\n"}),
     call("lock-of-a-later-version", 5, "build recipe.yaml --locked", files={"recipe.lock": "lock: 2\n"}),
@@ -87,7 +88,6 @@ MERGES = [
     merge("degree", 2, "'a + b' a=a.safetensors b=b.safetensors -o x.safetensors"),
     merge("dtype-unknown", 2, "a a=a.safetensors -o x.safetensors --dtype flaot16"),
     merge("recipe-there", 2, "a a=a.safetensors -o x.safetensors --save-recipe r.yaml", files={"r.yaml": "mine"}),
-    merge("nothing", 2, ""),
 ]  # fmt: skip
 
 CASES = [*SET, *OPTIONS, *LOCKS, *MERGES]

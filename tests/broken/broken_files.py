@@ -1,3 +1,4 @@
+# ruff: noqa: E501  # tables: a case is easier to read on one line
 """Source files that are not what they should be, and outputs that cannot be written where they should go."""
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from broken_case import HEAD, Case, Change, Content, head, mix, small
+from broken_case import Case, Change, Content, head, mix, small
 from support.checkpoints import Model, header_bytes
 
 SOURCE = "mergeflow: 1\nsources: {{ a: a.safetensors, b: {{ path: b.safetensors, {claim} }} }}\n"
@@ -107,7 +108,6 @@ ENTRIES = [
     entries("header-a-list", ["v"]),
     entries("header-a-number", 7),
     entries("header-nested", b"[" * 200_000),
-    entries("header-after-spaces", b"   " + json.dumps({"v": tensor(0, 8)}).encode(), bytes(8)),
     entries("name-twice", PAIR, bytes(8)),
     entries("key-twice-in-entry", ENTRY, bytes(8)),
     entries("metadata-not-text", {"__metadata__": {"step": 3}, "v": tensor(0, 8)}, bytes(8)),
@@ -165,8 +165,6 @@ OUTPUTS = [
     output("is-an-input", "a.safetensors"),
     output("is-an-input-by-another-path", "x/../b.safetensors"),
     output("is-an-input-by-a-link", "link/b.safetensors", change=lambda f: (f / "link").symlink_to(".")),
-    output("is-an-input-by-a-hard-link", "same.safetensors", command="build --force recipe.yaml",
-           change=lambda f: (f / "same.safetensors").hardlink_to(f / "a.safetensors")),
     output("is-an-unused-source", "c.safetensors", command="build --force recipe.yaml"),
     output("is-a-link-to-an-input", "to.safetensors", change=lambda f: (f / "to.safetensors").symlink_to("a.safetensors")),
     output("above-the-root", "../mix.safetensors"),
@@ -181,7 +179,7 @@ OUTPUTS = [
     output("not-ours-and-no-model", "other.safetensors", files={"other.safetensors": "notes"}),
     output("not-safetensors", "mix.ckpt"),
     output("without-suffix", "mix"),
-    output("name-too-long", "n" * 300 + ".safetensors", 7),
+    output("name-too-long", "n" * 300 + ".safetensors"),
     output("a-folder-of-shards", "mix/"),
     output("with-braces", "'mix-{m}.safetensors'"),
     head("output-twice", "outputs: { mix.safetensors: a, mix.safetensors: b }\n"),

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  # tables: a case is easier to read on one line
 """Recipes that can be read but mean nothing: models that do not go together, profiles, methods, numbers."""
 
 from __future__ import annotations
@@ -68,12 +69,12 @@ PROFILES = [
     mix("profile-name-unknown", "a + (b - c)*k", "params:\n  k: { default: 0, vv: 0.5 }"),
     mix("profile-component-misspelt", "a + (b - c)*k", "params:\n  k: { default: 0, unett: 0.5 }",
         files=kinds(a=sd1(1), b=sd1(2), c=sd1(3))),
-    mix("profile-block-of-a-later-version", "a + (b - c)*k", "params:\n  k: { default: 0, IN00: 0.5 }",
+    mix("profile-block-unknown", "a + (b - c)*k", "params:\n  k: { default: 0, IN99: 0.5 }",
         files=kinds(a=sd1(1), b=sd1(2), c=sd1(3))),
     mix("profile-of-models", "a + (b - c)*k", "params:\n  k: { default: a }"),
     mix("profile-of-profiles", "a + (b - c)*k", "params:\n  k: { default: j }\n  j: { default: 0, v: 1 }"),
     mix("profile-empty", "a + (b - c)*k", "params:\n  k: {}"),
-    mix("profile-that-decides-what-comes-first", "a*k + b*(1 - k)", "params: { k: { default: 0, v: 1 } }\nassert: [k > 0]"),
+    mix("profile-that-decides-what-comes-first", "(a - b*k) + c*k", "params: { k: { default: 0, v: 1 } }"),
 ]  # fmt: skip
 
 SHAPES = [
@@ -83,7 +84,7 @@ SHAPES = [
         files=kinds(a=sd1(1), b={**sd1(2), "model.diffusion_model.out.2.weight": small(1)["w"]})),
     mix("architectures-differ", AB, files=kinds(a=sd1(1), b=flux(2))),
     mix("architectures-differ-in-a-difference", "a + (b - c)", files=kinds(a=sd1(1), b=flux(2), c=flux(3))),
-    mix("architecture-changed-since-the-build", AB, files=kinds(a=flux(1), b=sd1(2), **{"mix": sd1(7)})),
+    mix("architecture-changed-since-the-build", AB, files=kinds(a=flux(1), b=sd1(2))),
     mix("architecture-of-the-recipe", "a", "arch: flux", files=kinds(a=sd1(1))),
     Case("architecture-of-a-source", 2,
          "mergeflow: 1\nsources: { a: { path: a.safetensors, arch: flux } }\noutputs: { mix.safetensors: a }\n", kinds(a=sd1(1))),
@@ -104,16 +105,15 @@ SHAPES = [
     head("component-the-donor-lacks", "outputs: { mix.safetensors: { from: a, replace: { vae: b } } }\n",
          files=kinds(a=sd1(1), b={FIRST: sd1(2)[FIRST]})),
     head("component-by-a-number", "outputs: { mix.safetensors: { from: a, replace: { vae: 0.3 } } }\n", files=kinds(a=sd1(1), b=sd1(2))),
-    head("delta-as-a-model", "outputs: { mix.safetensors: d*0.5 + a*0.5 }\n").__class__(
-        "delta-as-a-model", 2, "mergeflow: 1\nsources: { a: a.safetensors, d: { path: b.safetensors, kind: delta } }\n"
-        "outputs: { mix.safetensors: d*0.5 + a*0.5 }\n"),
+    Case("delta-as-a-model", 2, "mergeflow: 1\nsources: { a: a.safetensors, d: { path: b.safetensors, kind: delta } }\n"
+         "outputs: { mix.safetensors: d*0.5 + a*0.5 }\n"),
     head("metadata-of-ours", "outputs: { mix.safetensors: { from: a, metadata: { mergeflow.digest: x } } }\n"),
 ]  # fmt: skip
 
 NAN = {"v": Tensor("F32", (3,), np.array([1, np.nan, np.inf], np.float32).tobytes()), "w": small(2)["w"]}
 NONFINITE = [
     mix("nan-in-a-source", AB, "options: { nonfinite: error }", code=1, files=kinds(b=NAN)),
-    head("overflow-of-the-dtype", "options: { nonfinite: error }\noutputs: { mix.safetensors: { from: scale(a, 100000000), dtype: float16 } }\n",
+    head("overflow-of-the-dtype", "options: { nonfinite: error }\noutputs: { mix.safetensors: { from: a + (b - c)*100000000, dtype: float16 } }\n",
          code=1, computed=True),
 ]  # fmt: skip
 

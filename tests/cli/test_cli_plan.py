@@ -6,6 +6,7 @@ from pathlib import Path
 
 from blake3 import blake3
 from cli_models import folder_with_recipe, run, run_json
+from support import tiny_models
 
 
 def lines(text: str) -> list[str]:
@@ -119,3 +120,27 @@ def test_graph_escapes_what_a_name_may_hold(folder: Path) -> None:
     (folder / "recipe.yaml").write_text(text, encoding="utf-8")
     assert '"l\\"e\\\\w;d#" -> "out/lewd.safetensors";' in run("graph", "--format", "dot").stdout
     assert '("l#34;e\\w#59;d#35;")' in run("graph", "--format", "mermaid").stdout
+
+
+def test_block_weights_are_a_table(folder: Path) -> None:
+    for name in "ab":
+        tiny_models.write_model(folder / f"{name}1.safetensors", tiny_models.SD1_BLOCKS, seed=name)
+    (folder / "recipe.yaml").write_text(
+        "mergeflow: 1\nsources: { a: a1.safetensors, b: b1.safetensors }\nparams:\n"
+        "  k: { mbw: '1 1 1 1 1 1 0 0 0 0 0 0 0 0 0 0 0 0 0 1 1 1 1 1 1', BASE: 0, OUT11: 1/3, vae: 0.5 }\n"
+        "outputs: { mix.safetensors: 'weighted_sum(a, b, k)' }\n"
+    )
+    shown = lines(run("plan").stdout)
+    first = next(i for i, line in enumerate(shown) if line.startswith("k = 25 numbers mbw ("))
+    assert shown[first].endswith(" = WRAP12")
+    assert shown[first + 4 : first + 8] == [
+        "BASE 0…0.5",
+        "IN00-IN05 1 IN06-IN11 0",
+        "M00 0",
+        "OUT00-OUT05 0 OUT06-OUT10 1 OUT11 0.3333",
+    ]
+    profile = run_json("plan")["profiles"]["k"]
+    assert profile["preset"] == "WRAP12"
+    assert profile["blocks"]["OUT11"] == "1/3"
+    assert [row["selector"] for row in profile["selectors"]] == ["mbw", "BASE", "OUT11", "vae"]
+    assert "1/3" in run("plan", "--set", "k.M00=1/3").stdout

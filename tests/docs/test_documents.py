@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from support.tiny_models import SD1, settings, write_model, write_sources
+from support.tiny_models import SD1, SD1_BLOCKS, settings, write_model, write_sources
 
 import mergeflow
 from mergeflow import MergeflowError, Project
@@ -80,7 +80,7 @@ def read(text: str, folder: Path) -> Recipe:
 @pytest.mark.parametrize("snippet", snippets("yaml"), ids=str)
 def test_every_recipe_shown_can_be_built(snippet: Snippet, tmp_path: Path) -> None:
     with Project(read(snippet.text, tmp_path), settings(tmp_path)) as project:
-        write_sources(project.bound)
+        write_sources(project.bound, SD1_BLOCKS if "preset:" in snippet.text else None)
         result = project.build()
         assert len(result.outputs) == len(project.bound.outputs) > 0
         assert all(output.built for output in result.outputs)

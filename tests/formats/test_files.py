@@ -134,14 +134,14 @@ def test_the_leftovers_of_the_dead_are_cleared_and_those_of_the_living_are_not(t
     me, host, boot = os.getpid(), files._host(), files._boot()
     started = files._started(me)
     dead = [
-        f".a.safetensors.{host}-{boot}-{me}-12345.part",  # our pid, but of an earlier process
-        f".b.safetensors.{host}-{boot}-4194303-{started}.part",  # no such process
-        f".c.safetensors.{host}-00000000-{me}-{started}.part",  # before the last boot
+        f".a.safetensors.{host}-{boot}-{me}-12345-0.part",  # our pid, but of an earlier process
+        f".b.safetensors.{host}-{boot}-4194303-{started}-0.part",  # no such process
+        f".c.safetensors.{host}-00000000-{me}-{started}-0.part",  # before the last boot
     ]
     kept = [
-        f".d.safetensors.{host}-{boot}-{me}-{started}.part",  # being written now
-        f".e.safetensors.ffffffff-{boot}-4194303-1.part",  # of another machine, on a shared disk
-        ".f.part", "g.part", ".h.safetensors.x-y.part", "plain.safetensors", f".i.{host}-{boot}-pid-1.part",
+        f".d.safetensors.{host}-{boot}-{me}-{started}-0.part",  # being written now
+        f".e.safetensors.ffffffff-{boot}-4194303-1-0.part",  # of another machine, on a shared disk
+        ".f.part", "g.part", ".h.safetensors.x-y.part", "plain.safetensors", f".i.{host}-{boot}-pid-1-0.part",
     ]  # fmt: skip
     for name in dead + kept:
         (tmp_path / name).write_text("")

@@ -144,13 +144,24 @@ def test_set_a_param() -> None:
 
 def test_set_a_selector() -> None:
     recipe = loads(KNOBS, overrides={"k.OUT05": "0.7", "k.layers.1": "2", "k.IN": "3", "m.OUT": "4", "a.b.IN": "5"})
-    assert [(e.selector, e.value.text) for e in recipe.params["k"].profile] == [
+    assert [(e.selector, e.numbers[0].text) for e in recipe.params["k"].profile] == [
         ("OUT05", "0.7"), ("layers.1", "2"), ("IN", "3"),
     ]  # fmt: skip
     m = recipe.params["m"]
-    assert (m.value, m.default.text, m.profile[0].value.text) == (None, "0.3", "4")
+    assert (m.value, m.default.text, m.profile[0].numbers[0].text) == (None, "0.3", "4")
     assert recipe.params["a.b"].profile[0].selector == "IN"
     assert loads(KNOBS, overrides={"k.default": "9"}).params["k"].default.text == "9"
+
+
+def test_set_a_preset_or_a_list() -> None:
+    listed = loads(KNOBS, overrides={"k.preset": "COSINE", "k.blocks": "sd1", "k.BASE": "0"}).params["k"]
+    assert (listed.listed.preset, listed.listed.mbw, listed.listed.blocks) == ("COSINE", None, "sd1")
+    assert listed.profile[-1].selector == "BASE"
+    assert str(listed.listed.place).startswith("--set")
+    other = loads(KNOBS, overrides={"k.preset": "COSINE", "k.blocks": "sd1", "k.mbw": "1,0,1"}).params["k"]
+    assert (other.listed.preset, other.listed.mbw, other.listed.blocks) == (None, "1,0,1", "sd1")
+    number = loads(KNOBS, overrides={"m.preset": "COSINE"}).params["m"]
+    assert (number.value, number.default.text, number.listed.preset) == (None, "0.3", "COSINE")
 
 
 def test_source_override() -> None:

@@ -72,9 +72,35 @@ def test_params() -> None:
     assert n.value.names == ("m",)
     assert (m.is_profile, k.is_profile) == (False, True)
     assert codes(k.default) == [("number", 0)]
-    assert [(e.selector, e.value.text, str(e.place)) for e in k.profile] == [
+    assert [(e.selector, e.numbers[0].text, str(e.place)) for e in k.profile] == [
         ("IN00-IN05", "0.3", "recipe.yaml:5:20"), ("*.attn1.*", "m", "recipe.yaml:5:36"),
     ]  # fmt: skip
+
+
+def test_block_weights() -> None:
+    recipe = loads(
+        HEAD
+        + """\
+params:
+  p: { preset: SMOOTHSTEP*2, BASE: 0.3 }
+  w:
+    mbw: 1,0.9,0.7
+    blocks: sd1
+  l: { mbw: [1, 0.9, .7e0], '*mlp*': { gradient: [1, m / 2, 0] } }
+"""
+    )
+    p, w, l = recipe.params.values()  # noqa: E741
+    assert (p.listed.preset, p.listed.mbw, p.listed.blocks) == ("SMOOTHSTEP*2", None, None)
+    assert [e.selector for e in p.profile] == ["BASE"]
+    assert (w.listed.mbw, w.listed.blocks, str(w.listed.place)) == ("1,0.9,0.7", "sd1", "recipe.yaml:5:10")
+    assert w.default is None
+    assert w.profile == ()
+    assert w.is_profile
+    assert l.listed.mbw == "1, 0.9, .7e0"
+    assert [number.text for number in l.profile[0].numbers] == ["1", "m / 2", "0"]
+    assert [e.text for e in l.expressions] == ["1", "m / 2", "0"]
+    with pytest.raises(pydantic.ValidationError, match="either preset: or mbw:"):
+        type(p.listed)(preset="COSINE", mbw="1,0")
 
 
 def test_steps() -> None:
@@ -165,7 +191,7 @@ REFUSED = [
     ("sources: { a: { hf: x } }", "2:17", "Hugging Face", ""),
     ("sources: { a: { civitai: x } }", "2:17", "Civitai", ""),
     ("sources: { a: { path: hf:x } }", "2:23", "Hugging Face", ""),
-    ("sources: { a: { path: x, ema: use } }", "2:26", "averaged weights (ema:)", ""),
+    ("sources: { a: { path: x, ema: yes } }", "2:31", "ema cannot be yes", ""),
     ("sources: { a: { path: x, kind: lora } }", "2:32", "kind: lora is not in this version", "kind: delta"),
     ("sources: { a: { path: x, kind: VAE } }", "2:32", "kind: VAE is not in this version", ""),
     ("sources: { a: { path: x, kind: modelx } }", "2:32", "kind cannot be modelx", "did you mean model?"),
@@ -188,15 +214,23 @@ REFUSED = [
     ("sources: { \"a'\\\"\": x }", "2:12", "both kinds of quotes", ""),
     ("params: { s: { sweep: [0, 1] } }", "2:16", "sweep: is not in this version", "--set s="),
     ("params: { s: 0:1:0.25 }", "2:14", "a range of numbers (sweep)", "--set"),
-    ("params: { s: [0, 1] }", "2:14", "a list of numbers as a param", ""),
-    ("params:\n  k: 1,0.9,0.7,0", "3:6", "pasted from a card (mbw)", "IN00: 1"),
+    ("params: { s: [0, 1] }", "2:14", "a list of numbers by block is an mbw:", 'write { mbw: "1,0.9,…", BASE: 0 }'),
+    ("params:\n  k: 1,0.9,0.7,0", "3:6", "a list of numbers by block is an mbw:", "mbw:"),
     ("params:\n  k: 0,3", "3:6", "0,3 is not a number here", "write 0.3"),
     ("params:\n  k: 30%", "3:6", "30% is not a number here", "write 0.3"),
-    ("params: { k: { preset: SMOOTHSTEP, BASE: 0 } }", "2:16", "preset: is not in this version", ""),
-    ("params: { k: { mbw: '1,0' } }", "2:16", "mbw: is not in this version", ""),
-    ("params: { k: { blocks: sd1, default: 0 } }", "2:16", "blocks: is not in this version", ""),
-    ("params: { k: { default: 0, '*': { gradient: [1, 0] } } }", "2:35", "gradient: is not in this version", ""),
-    ("params: { k: { default: 0, OUT: [1, 0] } }", "2:33", "OUT of the param k is one number", ""),
+    ("params: { k: { preset: COSINE, mbw: '1,0' } }", "2:37", "either preset: or mbw:, not both", ""),
+    ("params: { k: { preset: [COSINE] } }", "2:24", "preset is one text, not a list", ""),
+    ("params: { k: { mbw: { IN00: 1 } } }", "2:21", "mbw is one text, not a mapping", ""),
+    ("params: { k: { mbw: [1, [0]] } }", "2:25", "a number of mbw is one text, not a list", ""),
+    ("params: { k: { lbw: '1,0' } }", "2:16", "lbw: is not in this version", "by block"),
+    ("params: { k: { blocks: sd1, default: 0 } }", "2:24", "blocks: says what a preset: or an mbw: list", ""),
+    ("params: { k: { gradient: [1, 0] } }", "2:16", "a gradient runs over the blocks of a selector", "'*': {"),
+    ("params: { k: { default: { gradient: [1, 0] } } }", "2:25", "default of the param k is one number", "'*'"),
+    ("params: { k: { default: 0, '*': { gradient: [1] } } }", "2:45", "a list of two numbers or more", "[1, 0.5, 0]"),
+    ("params: { k: { default: 0, '*': { gradient: 1 } } }", "2:45", "a list of two numbers or more", ""),
+    ("params: { k: { default: 0, '*': { gradent: [1, 0] } } }", "2:35", "has no key gradent", "did you mean gradient?"),
+    ("params: { k: { default: 0, '*': {} } }", "2:33", "* of the param k has no value", "gradient"),
+    ("params: { k: { default: 0, OUT: [1, 0] } }", "2:33", "OUT of the param k is one number", "{ gradient: [1,"),
     ("params: { k: { value: 1, min: 0 } }", "2:16", "a param is a number itself", "write k: 0.3"),
     ("params: { k: {} }", "2:14", "the param k has no value", ""),
     ("steps: { x: { expr: a, keep: true } }", "2:24", "keep: is not in this version", ""),
@@ -218,10 +252,10 @@ REFUSED = [
     ("assert: [a + b]", "2:10", "an assertion compares", "final == a + b - c"),
     ("assert: { a: b }", "2:9", "assert is a list of comparisons", ""),
     ("defaults: { from: a }", "2:13", "from: is given per output", ""),
-    ("defaults: { fix: [clip_position_ids] }", "2:13", "fix: is not in this version", ""),
     ("defaults: { shard_size: 5GB }", "2:13", "shard_size: is not in this version", ""),
     ("options: { seed: 0 }", "2:12", "seed: is not in this version", ""),
-    ("options: { policy: a1111 }", "2:12", "policy: is not in this version", ""),
+    ("options: { policy: a111 }", "2:20", "policy cannot be a111", "did you mean a1111?"),
+    ("options: { policy: a1111, compute: float64 }", "2:36", "policy: a1111 decides the dtype", "leave compute: out"),
     ("options: { device: cuda }", "2:12", "device is the machine's business", "--device"),
     ("options: { compute: float16 }", "2:21", "compute is auto, float32 or float64", ""),
     ("options: { missing: kep }", "2:21", "missing cannot be kep", "did you mean keep?"),
@@ -237,11 +271,11 @@ REFUSED = [
     ("outputs:\n  x.safetensors: { dtype: float16 }", "3:18", "has no from:", ""),
     ("outputs:\n  x.safetensors: { from: a, round: float16 }", "3:29", "not rounded apart from its dtype", "dtype:"),
     ("outputs:\n  x.safetensors: { from: a, vae: v }", "3:29", "vae is not an option of an output", "replace:"),
-    ("outputs:\n  x.safetensors: { from: a, dtype: { unet: float16 } }", "3:36", "a dtype per component", ""),
+    ("outputs:\n  x.safetensors: { from: a, dtype: { unet: int8 } }", "3:44", "int8 is no floating point dtype", ""),
     ("outputs:\n  x.safetensors: { from: a, embed: inside }", "3:36", "embed cannot be inside", "sidecar"),
     ("outputs:\n  x.safetensors: { from: a, metadata: { a: { b: c } } }", "3:44", "one text, not a mapping", ""),
     *((f"outputs:\n  x.safetensors: {{ from: a, {key}: x }}", "3:29", f"{key}: is not in this version", "")
-      for key in ("fix", "only", "drop", "mark", "keep", "files", "shard_size")),
+      for key in ("keep", "files", "shard_size")),
 ]  # fmt: skip
 
 

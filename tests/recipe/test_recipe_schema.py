@@ -23,6 +23,9 @@ GOOD = [
     + "sources: { a: { path: x, hash: 12345678, size: 12 }, b: [x, { path: y }], c: { recipe: r.yaml, step: s } }\n",
     HEAD + "params: { m: 0.3, n: m * 2, k: { default: 0, '*.attn1.*': 0.5 } }\n",
     HEAD
+    + "params: { k: { preset: COSINE, BASE: 0 }, l: { mbw: '1,0,1', blocks: sd1, '*': { gradient: [1, m, 0] } } }\n",
+    HEAD + "params: { k: { mbw: [1, 0.9, 0], default: 0 } }\n",
+    HEAD
     + "steps: { x: a, y: { expr: a, round: fp16 }, z: { method: ties, models: { a: 0.5 }, base: b, k: [1, c] } }\n",
     HEAD + "assert: [a == b]\ndefaults: { dtype: float16, embed: none }\noptions: { compute: fp32, missing: keep }\n",
     HEAD + "outputs: { a.safetensors: { from: x, metadata: { t: 1 }, replace: { vae: v } } }\n",

@@ -138,7 +138,7 @@ def test_indentation() -> None:
 
 def test_quotes_and_brackets_that_never_close() -> None:
     check(HEAD + "name: 'x\nnote: y\n", "2:7", "a quote is opened here")
-    check(HEAD + "name: [a, b\n", "3:1", "the file ends in the middle")
+    check(HEAD + "name: [a, b\n", "2:7", "this bracket is opened here and never closed")
 
 
 def test_documents() -> None:

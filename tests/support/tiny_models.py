@@ -40,6 +40,34 @@ LLAMA: Shapes = {
     "model.layers.0.self_attn.q_proj.weight": (4, 4),
     "lm_head.weight": (16, 4),
 }
+_NETWORK = "model.diffusion_model."
+_BLOCKS = ("input_blocks", "middle_block", "output_blocks")
+
+
+def _whole(first: Shapes, inputs: int, outputs: int) -> Shapes:
+    """A UNet with a tensor in each of its blocks."""
+    numbered = zip(_BLOCKS, (range(inputs), range(1), range(outputs)), strict=True)
+    names = [f"{_NETWORK}{part}.{i}.0.in_layers.0.bias" for part, numbers in numbered for i in numbers]
+    return {**first, **dict.fromkeys(names, (4,))}
+
+
+_ATTENDING = ("input_blocks.4", "input_blocks.8", "output_blocks.5")
+SD1_BLOCKS = {
+    **_whole(SD1, 12, 12),
+    "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.bias": (8,),
+    **{f"{_NETWORK}{block}.1.transformer_blocks.0.attn1.to_q.bias": (4,) for block in _ATTENDING},
+}
+SDXL_BLOCKS = _whole(
+    {
+        f"{_NETWORK}input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": (2, 2048),
+        f"{_NETWORK}label_emb.0.0.bias": (4,),
+        "conditioner.embedders.0.transformer.text_model.final_layer_norm.weight": (768,),
+        "conditioner.embedders.1.model.ln_final.weight": (1280,),
+        "first_stage_model.decoder.conv_in.weight": (2, 4, 3, 3),
+    },
+    9,
+    9,
+)
 DIGITS: Shapes = {"layers.0.weight": (6, 4), "layers.0.bias": (6,), "layers.1.weight": (3, 6), "layers.1.bias": (3,)}
 SHARED = ("position_ids", "alphas_cumprod", "first_stage_model")  # what every model of a family has alike
 
@@ -62,11 +90,11 @@ def write_model(path: Path, shapes: Shapes, seed: str, dtype: type = np.float16)
     save_file({name: _values(name, shape, seed, dtype) for name, shape in shapes.items()}, path)
 
 
-def write_sources(bound: Bound) -> None:
+def write_sources(bound: Bound, shapes: Shapes | None = None) -> None:
     """A file for every source of a recipe, under the very path that it names."""
     for source in bound.sources:
         if not source.path.exists():
-            write_model(source.path, shapes_for(source.path), seed=source.path.name)
+            write_model(source.path, shapes or shapes_for(source.path), seed=source.path.name)
 
 
 def settings(folder: Path) -> Settings:

@@ -1,0 +1,102 @@
+"""A comparison as a picture: a row of squares a component, a square a block, darker the more it changed. SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+from xml.sax.saxutils import escape
+
+if TYPE_CHECKING:
+    from mergeflow.build.compare import Tally
+
+WIDTH, HEIGHT, GAP, MARGIN, LABEL, PER_ROW = 58, 40, 4, 24, 90, 13
+LEAST, MOST = 1e-3, 1.0  # relative differences at the two ends of the scale, which is logarithmic
+PALE, DARK = (239, 243, 255), (8, 48, 107)
+SAME, OTHER = "#e8e8e8", "#f4c27a"  # no change at all; tensors that are on one side only, or cannot be compared
+
+
+def svg(title: str, blocks: Mapping[tuple[str, str], Tally]) -> str:
+    """`blocks`: by component and block, in the order to be drawn in."""
+    rows: dict[str, list[tuple[str, Tally]]] = {}
+    for (component, block), tally in blocks.items():
+        rows.setdefault(component or "(none)", []).append((block, tally))
+    body: list[str] = []
+    y = MARGIN + 34
+    for component, cells in rows.items():
+        body.append(_text(MARGIN, y + HEIGHT / 2 + 4, component, size=13, weight="bold"))
+        for i, (block, tally) in enumerate(cells):
+            x = MARGIN + LABEL + (i % PER_ROW) * (WIDTH + GAP)
+            body += _cell(x, y + (i // PER_ROW) * (HEIGHT + GAP), component, block, tally)
+        y += -(-len(cells) // PER_ROW) * (HEIGHT + GAP) + 12
+    width = 2 * MARGIN + LABEL + PER_ROW * (WIDTH + GAP)
+    body += _legend(y + 6)
+    height = y + 6 + 44 + MARGIN
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+    lines = [
+        f'{head} font-family="sans-serif">',
+        f"<title>{escape(title)}</title>",
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+        _text(MARGIN, MARGIN + 12, title, size=15, weight="bold"),
+        *body,
+        "</svg>",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(x: float, y: float, component: str, block: str, tally: Tally) -> Iterator[str]:
+    fill, ink, number = _looks(tally)
+    counts = ", ".join(f"{n} {state}" for state, n in tally.counts.items() if n)
+    yield f"<g><title>{escape(f'{component} {block}: {counts}; {number}')}</title>"
+    yield f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="3" fill="{fill}"/>'
+    yield _text(x + WIDTH / 2, y + 16, _fitted(block), size=10, anchor="middle", fill=ink)
+    yield _text(x + WIDTH / 2, y + 31, number, size=11, anchor="middle", fill=ink)
+    yield "</g>"
+
+
+def _looks(tally: Tally) -> tuple[str, str, str]:
+    """Colour of the square, of what is written in it, and the number."""
+    relative = tally.sums.relative
+    if relative is None:
+        alike = tally.counts["same"] == sum(tally.counts.values())
+        return (SAME, "#555555", "same") if alike else (OTHER, "#000000", "other")
+    fill, dark = shade(relative)
+    return fill, "#ffffff" if dark else "#000000", percent(relative)
+
+
+def shade(relative: float) -> tuple[str, bool]:
+    """The colour of a relative difference, and whether it is a dark one."""
+    share = math.log(max(LEAST, min(MOST, relative)) / LEAST) / math.log(MOST / LEAST)
+    mixed = [round(a + (b - a) * share) for a, b in zip(PALE, DARK, strict=True)]
+    return "#{:02x}{:02x}{:02x}".format(*mixed), share > 0.5
+
+
+def percent(relative: float) -> str:
+    if not math.isfinite(relative) or relative >= 10:
+        return "> 1000%"
+    return f"{relative:.3%}" if relative < 0.001 else f"{relative:.2%}" if relative < 0.1 else f"{relative:.0%}"
+
+
+def _fitted(block: str, most: int = 10) -> str:
+    short = block.replace("encoder.", "enc.").replace("decoder.", "dec.")
+    return short if len(short) <= most else f"{short[: most - 1]}…"
+
+
+def _legend(y: float) -> Iterator[str]:
+    x = float(MARGIN + LABEL)
+    yield _text(MARGIN, y + 12, "|B − A| / |A|", size=11)
+    for relative in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0):
+        yield f'<rect x="{x}" y="{y}" width="{WIDTH}" height="16" fill="{shade(relative)[0]}"/>'
+        yield _text(x + WIDTH / 2, y + 30, f"{relative:.1%}" if relative < 0.01 else f"{relative:.0%}", anchor="middle")
+        x += WIDTH
+    for fill, said in ((SAME, "same"), (OTHER, "one side only")):
+        x += 16
+        yield f'<rect x="{x}" y="{y}" width="{WIDTH}" height="16" fill="{fill}"/>'
+        yield _text(x + WIDTH / 2, y + 30, said, anchor="middle")
+        x += WIDTH
+
+
+def _text(x: float, y: float, text: str, *, size: int = 10, anchor: str = "", weight: str = "", fill: str = "") -> str:
+    given = (("text-anchor", anchor), ("font-weight", weight), ("fill", fill))
+    extra = "".join(f' {name}="{value}"' for name, value in given if value)
+    return f'<text x="{x:g}" y="{y:g}" font-size="{size}"{extra}>{escape(text)}</text>'
