@@ -125,11 +125,11 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorSpec:
             f"{path}: tensor {_shown(name)} has the type {_shown(code)}, which mergeflow does not know",
             hint=f"known types: {', '.join(BY_CODE)}",
         )
-    for what, numbers in (("shape", shape), ("data_offsets", (begin, end))):
-        if any(type(n) is not int or not 0 <= n < LARGEST for n in numbers):
+    for n in (*shape, begin, end):
+        if type(n) is not int or not 0 <= n < LARGEST:
             raise IntegrityError(
-                f"{path}: tensor {_shown(name)} has the {what} {_shown(list(numbers))}: "
-                "one of these is not a whole number that a file could have"
+                f"{path}: tensor {_shown(name)}: shape {_shown(list(shape))}, data_offsets {_shown([begin, end])}: "
+                "one is not a whole number that a file could have"
             )
     nbytes = prod(shape) * dtype.size
     if end - begin != nbytes:

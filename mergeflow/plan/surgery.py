@@ -1,7 +1,7 @@
 """What an output changes about a result apart from its values: which tensors it has, in which dtype, and the few that
 it sets outright.
 
-    only: unet           drop: [ema, '*.attn_mask']     selectors, as in profiles
+    only: unet           drop: [ema, '*.attn_mask']     selectors, as in profiles; junk: what training left behind
     dtype: { default: float16, vae: float32 }
     fix: [clip_position_ids]                            0 … 76 as int64, where the tensor is there
     mark: [v_pred, ztsnr]                               empty tensors that loaders look for
@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from mergeflow.arch import Architecture
+from mergeflow.arch import Architecture, junk
 from mergeflow.arch.selectors import select
 from mergeflow.digest import NUMERICS, action_key, hash_bytes
 from mergeflow.errors import RecipeError, UnknownName
@@ -100,6 +100,10 @@ def _positions(
     architecture: Architecture, selectors: Sequence[str], names: Sequence[str], output: Output
 ) -> Iterable[int]:
     for selector in selectors:
+        if selector == "junk":  # what training left behind; none of it is no mistake
+            left_behind = junk(names)
+            yield from (i for i, name in enumerate(names) if name in left_behind)
+            continue
         _, positions = select(architecture, selector, names, place=output.place)
         if not positions:
             raise RecipeError(f"{selector!r} fits no tensor of the result", place=output.place)

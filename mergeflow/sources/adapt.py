@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
-from mergeflow.arch import UNKNOWN, Architecture, ema_names, get, recognise
+from mergeflow.arch import UNKNOWN, Alias, Architecture, ema_names, get, recognise
 from mergeflow.digest import model_digest, printable, tensor_digest
 from mergeflow.errors import RecipeError
 from mergeflow.sources.identify import Identified
@@ -42,8 +43,7 @@ def adapt(found: Identified, name: str, *, arch: str | None = None, ema: str = "
     Raises:
         RecipeError: the file is of another architecture than it is said to be, or has no averages to use.
     """
-    shapes = {spec.name: spec.shape for spec in found.tensors.values()}
-    architecture, _, aliases = recognise(shapes)
+    architecture, aliases = _recognised(tuple([(spec.name, spec.shape) for spec in found.tensors.values()]))
     if arch is not None:
         stated = get(arch)
         if architecture is not UNKNOWN and architecture.name != stated.name:
@@ -63,10 +63,6 @@ def adapt(found: Identified, name: str, *, arch: str | None = None, ema: str = "
         digests[alias.name] = digest if same else tensor_digest(spec.dtype, alias.shape, found.payloads[old])
         if old in nonfinite:
             nonfinite[alias.name] = nonfinite.pop(old)
-    if aliases:
-        notes.append(
-            f"{name}: {len(aliases):,} tensors are called otherwise in its file, such as {next(iter(aliases))}"
-        )
     averages = [n for n in tensors if n.startswith(_AVERAGES)]
     if averages and ema != "keep":
         if ema == "use":
@@ -81,6 +77,12 @@ def adapt(found: Identified, name: str, *, arch: str | None = None, ema: str = "
     changed = bool(aliases) or (bool(averages) and ema != "keep")
     model = printable(model_digest(digests.items())) if changed else found.model
     return Adapted(architecture, tensors, digests, nonfinite, model, tuple(notes), origins)
+
+
+@lru_cache(maxsize=8)  # the sources of a merge mostly have the same tensors
+def _recognised(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> tuple[Architecture, Mapping[str, Alias]]:
+    architecture, _, aliases = recognise(dict(shapes))
+    return architecture, aliases
 
 
 def _use(

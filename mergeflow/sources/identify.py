@@ -14,7 +14,7 @@ from mergeflow.formats.contents import Contents, read_contents
 from mergeflow.formats.files import Fingerprint, ReadFile
 from mergeflow.formats.header import check_with_library
 from mergeflow.formats.many import ReadFiles
-from mergeflow.sources.memo import Known, Memo, quiet_since
+from mergeflow.sources.memo import Known, Memo, quiet_since, wait_until_quiet
 from mergeflow.tensors import TensorSpec
 
 SAMPLE_BYTES = 64  # formats.scan.SAMPLE values of float32; that module takes long to import
@@ -82,6 +82,7 @@ def identify(path: Path, memo: Memo, report: Reporter, *, name: str = "", worker
         IntegrityError: it is not a valid model file, or it keeps changing while it is read.
     """
     for attempt in (1, 2):
+        wait_until_quiet(path)
         contents = read_contents(path)
         with ReadFiles(contents.files) as files:
             at = files.opened
@@ -91,8 +92,11 @@ def identify(path: Path, memo: Memo, report: Reporter, *, name: str = "", worker
             }
         parts = []
         for number, file in enumerate(contents.files):
-            own = [t for t in contents.tensors.values() if t.file == number]
-            specs = [TensorSpec(t.name, t.dtype, t.shape, t.start) for t in own]
+            if len(contents.files) == 1:
+                specs = list(tensors.values())
+            else:
+                own = (t for t in contents.tensors.values() if t.file == number)
+                specs = [TensorSpec(t.name, t.dtype, t.shape, t.start) for t in own]
             part = _known(file, at[number], specs, memo, report, name or path.name, workers)
             if part is None:
                 break

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergeflow.digest import DIGEST_SIZE
-from mergeflow.formats.files import Fingerprint
+from mergeflow.formats.files import Fingerprint, fingerprint
 
 VERSION = 2
+_FINE_GRAIN = 20_000_000
 _LOCAL = {"ext2/ext3", "ext4", "ext3", "ext2", "xfs", "btrfs", "tmpfs", "overlay", "apfs", "zfs", "f2fs"}
 _SCHEMA = """
 create table if not exists content (
@@ -149,9 +150,21 @@ class Memo:
 def quiet_since(at: Fingerprint, path: Path, now_ns: int | None = None) -> bool:
     """Whether the file was last changed longer ago than the clock's grain: 20 ms on file systems known to stamp
     finely, 2 s elsewhere (FAT stamps every 2 s, network file systems cache their stamps)."""
-    grain = 20_000_000 if _file_system(path) in _LOCAL else 2_000_000_000
+    grain = _FINE_GRAIN if _file_system(path) in _LOCAL else 2_000_000_000
     now = time.time_ns() if now_ns is None else now_ns
     return now - max(at.mtime_ns, at.ctime_ns) > grain
+
+
+def wait_until_quiet(path: Path) -> None:
+    """Sleep out the clock's grain after a change of a moment ago, where that is 20 ms: what is read then can be
+    remembered, and a build right after the files were made finds nothing to do the next time."""
+    try:
+        at = fingerprint(path.stat())
+    except OSError:
+        return
+    age = time.time_ns() - max(at.mtime_ns, at.ctime_ns)
+    if 0 <= age <= _FINE_GRAIN and not quiet_since(at, path) and quiet_since(at, path, time.time_ns() + _FINE_GRAIN):
+        time.sleep((_FINE_GRAIN - age) / 1e9 + 0.001)
 
 
 def _file_system(path: Path) -> str:

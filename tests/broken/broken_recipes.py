@@ -112,7 +112,7 @@ YAML = [
     head("yaml-anchor-in-text", "steps:\n  s: &a + b\noutputs: { mix.safetensors: a }\n"),
     Case("yaml-windows-path", 2, 'mergeflow: 1\nsources: { a: "C:\\new\\anything.safetensors" }\noutputs: { mix.safetensors: a }\n'),
     Case("yaml-windows-path-escape", 2, 'mergeflow: 1\nsources: { a: "C:\\models\\a.safetensors" }\noutputs: { mix.safetensors: a }\n'),
-    Case("yaml-comment-in-path", 4, "mergeflow: 1\nsources:\n  a: models/a #2.safetensors\noutputs: { mix.safetensors: a }\n"),
+    Case("yaml-comment-in-path", 4, "mergeflow: 1\nsources:\n  a: models/a #2.safetensors\noutputs: { mix.safetensors: a }\n", {"models/a #2.safetensors": b""}),
     Case("yaml-list", 2, "- mergeflow: 1\n"),
     Case("yaml-empty", 2, "# nothing yet\n"),
     Case("yaml-two-documents", 2, HEAD + "outputs: { mix.safetensors: a }\n---\nmergeflow: 1\n"),

@@ -54,7 +54,7 @@ def test_inspect_recognises_components(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(b"", "is empty"), (b"PK\x03\x04" + bytes(40), "zip file"), (b"{}", "not a safetensors")]
+    ("content", "said"), [(b"", "is empty"), (b"PK\x03\x04" + bytes(40), "zip file"), (b"{}", "not an index of a sharded model")]
 )
 def test_inspect_says_what_is_wrong_with_a_file(folder: Path, content: bytes, said: str) -> None:
     Path("x.safetensors").write_bytes(content)
@@ -75,7 +75,7 @@ def test_hashes_are_those_that_others_compute(folder: Path) -> None:
 
 def test_hash_of_a_file_that_is_no_model(folder: Path) -> None:
     result = run("hash", "recipe.yaml")
-    assert "not a safetensors file" in result.stderr
+    assert "not a model file but text" in result.stderr
     assert hashlib.sha256(Path("recipe.yaml").read_bytes()).hexdigest() in result.stdout
     run("hash", "--only", "model", "recipe.yaml", exit_code=5)
     run("hash", "gone.safetensors", exit_code=4)
