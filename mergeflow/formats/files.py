@@ -201,8 +201,10 @@ class PartFile:
     def __init__(self, final: Path, size: int) -> None:
         self.final, self.size = final, size
         try:
-            final.parent.mkdir(parents=True, exist_ok=True)
-            free = _free_space(final.parent)
+            there = next((folder for folder in final.parents if folder.exists()), final.parent)
+            free = _free_space(there)  # asked before anything is made
+            if size <= free:
+                final.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise explain_os_error(error, "making its folder", final) from error
         if size > free:

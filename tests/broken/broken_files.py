@@ -43,7 +43,7 @@ MISSING = [
     mix("source-is-a-folder", "a*0.5 + b*0.5", code=4, change=_instead(Path.mkdir)),
     mix("source-is-a-dead-link", "a*0.5 + b*0.5", code=4, change=_instead(lambda p: p.symlink_to("elsewhere"))),
     mix("source-is-a-loop-of-links", "a*0.5 + b*0.5", code=4, change=_instead(lambda p: p.symlink_to(p.name))),
-    mix("source-is-a-pipe", "a*0.5 + b*0.5", code=4, change=_instead(os.mkfifo)),
+    mix("source-is-a-pipe", "a*0.5 + b*0.5", code=4, change=_instead(lambda p: os.mkfifo(p))),
     mix("source-is-a-device", "a*0.5 + b*0.5", code=4, change=_instead(lambda p: p.symlink_to("/dev/zero"))),
     Case("source-below-a-file", 4, "mergeflow: 1\nsources: { a: a.safetensors/b.safetensors }\noutputs: { mix.safetensors: a }\n"),
     Case("source-name-too-long", 4, f"mergeflow: 1\nsources: {{ a: {'y' * 300}.safetensors }}\noutputs: {{ mix.safetensors: a }}\n"),

@@ -90,6 +90,8 @@ def test_a_full_disk(name: str, tmp_path: Path, work: Path, monkeypatch: Patch) 
         assert code == 0, said
         FULL[name](monkeypatch)
         refused(name, disk / "mix.safetensors")
+        if name == "disk-full":
+            refused("disk-full-in-a-new-folder", disk / "new" / "mix.safetensors")
         monkeypatch.undo()
 
 
@@ -142,4 +144,8 @@ def test_a_folder_without_permission(work: Path) -> None:
     if not hasattr(os, "geteuid") or os.geteuid() == 0:
         pytest.skip("permissions do not bind root")
     (work / "out").mkdir(mode=0o555)
-    refused("folder-unwritable", work / "out" / "mix.safetensors")
+    before = tree(work)
+    code, said = merge(work / "out" / "mix.safetensors")
+    assert code == 7
+    assert "cannot be written to" in said
+    assert tree(work) == before

@@ -54,7 +54,8 @@ def test_inspect_recognises_components(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(b"", "is empty"), (b"PK\x03\x04" + bytes(40), "zip file"), (b"{}", "not an index of a sharded model")]
+    ("content", "said"),
+    [(b"", "is empty"), (b"PK\x03\x04" + bytes(40), "zip file"), (b"{}", "not an index of a sharded model")],
 )
 def test_inspect_says_what_is_wrong_with_a_file(folder: Path, content: bytes, said: str) -> None:
     Path("x.safetensors").write_bytes(content)

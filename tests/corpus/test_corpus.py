@@ -47,7 +47,7 @@ PLANS: Mapping[str, Mapping[str, str]] = {
     "13a": ABYSS,
     "13d": ABYSS,
     "19b": {"Voidlike.safetensors": "0.5·voidbrush + 0.25·ametrine + 0.25·toonyou"},
-    "25b": {"osukini.safetensors": "0.5·7th_xl + 0.5·turquoise"},
+    "25a": {"osukini.safetensors": "0.5·7th_xl + 0.5·turquoise"},
     "27c": {"build/schnell-dev.safetensors": "1·schnell"},  # of most tensors; see below
     "34a": {"build/coder-7b.safetensors": "0.4·magicoder + 0.2·glaive + 0.2·openmath + 0.2·xwin"},
     "39a": {"build/soup.safetensors": " + ".join(f"0.125·e{i}" for i in range(1, 9))},
@@ -56,7 +56,7 @@ PLANS: Mapping[str, Mapping[str, str]] = {
     "46a": {"build/ad3-1-01.safetensors": "0.5·a + 0.5·b"},
     "47b": {"build/each.safetensors": "0.8·a + 0.3·b"},
 }
-WHOLE = dict.fromkeys(("06c", "13a", "13d", "19b"), SD1_BLOCKS) | dict.fromkeys(("25a", "25b"), SDXL_BLOCKS)
+WHOLE = dict.fromkeys(("06c", "13a", "13d", "19b"), SD1_BLOCKS) | dict.fromkeys(("25a",), SDXL_BLOCKS)
 PRIMARIES = {
     "07a": "gape",
     "08a": "inpaint",
@@ -103,7 +103,6 @@ REFUSED: Mapping[str, tuple[str, str, str]] = {  # line:column, what is said, wh
     "22a": ("9:57", LORA, ""),
     "23a": ("10:7", "no method is called train_difference", "add_difference"),
     "24a": ("10:49", LORA, ""),
-    "25a": ("13:3", "no block or component of Stable Diffusion XL is called junk", ""),
     "26a": ("7:41", "no method is called train_difference", "add_difference"),
     "27a": ("6:16", "'*' and '*double_blocks.*' both say what model.diffusion_model.double_blocks.0.img_attn", ""),
     "27b": ("4:8", HUB, "give its path"),
@@ -232,7 +231,7 @@ BLOCKS: Mapping[str, Mapping[str, list[float]]] = {
     "13a": {"k": ABYSS_BLOCKS},
     "13d": {"k": ABYSS_BLOCKS},
     "19b": {"k": PRINTED["SMOOTHSTEP"]},
-    "25b": {"k1": on_sdxl("FAKE_CUBIC_HERMITE", 0.5), "k2": on_sdxl("COSINE", 0)},
+    "25a": {"k1": on_sdxl("FAKE_CUBIC_HERMITE", 0.5), "k2": on_sdxl("COSINE", 0)},
 }
 
 

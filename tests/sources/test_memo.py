@@ -17,7 +17,7 @@ from mergeflow.events import Event, PhaseStarted, Progressed, silent
 from mergeflow.formats.files import Fingerprint, ReadFile, fingerprint
 from mergeflow.sources import memo as memos
 from mergeflow.sources.identify import Identified, identify
-from mergeflow.sources.memo import Known, Memo, quiet_since
+from mergeflow.sources.memo import Known, Memo, quiet_since, wait_until_quiet
 
 KNOWN = Known(b"m" * 32, (b"d" * 32, b"e" * 32), (b"p" * 32, b"q" * 32), (0, 3), b"low", b"high", b"samples")
 AT = Fingerprint(2**64 - 1, 2**63, 10, 11, 12)
@@ -160,6 +160,30 @@ def test_a_quiet_file_is_read_once(memo: Memo, model: Path) -> None:
     assert again.known == first.known
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the pause that lets a file settle before it is read."""
+    monkeypatch.setattr("mergeflow.sources.identify.wait_until_quiet", lambda path: None)
+
+
+def test_a_file_written_just_now_is_left_to_settle_and_then_remembered(memo: Memo, model: Path) -> None:
+    model.write_bytes(model.read_bytes())
+    assert hashed(model, memo)[1]
+    assert not hashed(model, memo)[1]
+
+
+def test_nothing_waits_for_a_file_of_the_future_or_one_long_settled(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("mergeflow.sources.memo.time.sleep", slept.append)
+    os.utime(model, ns=(0, time.time_ns() + 10**12))
+    wait_until_quiet(model)
+    wait_until_quiet(model.with_name("none"))
+    assert slept == []
+
+
+@pytest.mark.usefixtures("impatient")
 def test_a_file_written_just_now_is_not_trusted(memo: Memo, model: Path) -> None:
     """It could be written again within the same tick of the clock, unseen."""
     model.write_bytes(model.read_bytes())
@@ -259,6 +283,7 @@ def changing(path: Path, times: int) -> Heard:
     return Changing()
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_file_that_changes_while_it_is_read_is_read_again(memo: Memo, model: Path) -> None:
     found = identify(model, memo, changing(model, 1))
     assert fingerprint(model.stat()) in found.at
