@@ -9,7 +9,7 @@ from pathlib import Path
 from mergeflow.errors import IntegrityError
 from mergeflow.formats.files import ReadFile
 from mergeflow.formats.folder import read_folder
-from mergeflow.formats.header import HEADER_LIMIT, parse_header
+from mergeflow.formats.header import HEADER_LIMIT, read_header
 from mergeflow.formats.legacy import read_legacy
 from mergeflow.formats.shards import read_shards
 from mergeflow.formats.stored import Contents, StoredTensor, recognise
@@ -113,12 +113,6 @@ def _unknown(path: Path, start: bytes, size: int) -> IntegrityError:
 
 
 def _read_safetensors(file: ReadFile) -> Contents:
-    (length,) = struct.unpack("<Q", file.read(8, 0))
-    if 8 + length > file.size:
-        raise IntegrityError(
-            f"{file.path}: cut short: the header alone needs {8 + length:,} bytes, the file has {file.size:,}",
-            hint=_AGAIN,
-        )
-    header = parse_header(file.read(length, 8), file.path, file.size)
+    header = read_header(file)
     tensors = {t.name: StoredTensor(t.name, t.dtype, t.shape, 0, t.start) for t in header.tensors.values()}
     return Contents("safetensors", (file.path,), tensors, header.metadata, {}, recognise(tensors.values()))

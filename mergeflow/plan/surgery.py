@@ -105,7 +105,7 @@ def _positions(
             yield from (i for i, name in enumerate(names) if name in left_behind)
             continue
         _, positions = select(architecture, selector, names, place=output.place)
-        if not positions:
+        if not positions and selector not in architecture.component_names:  # a part that is not there needs no dropping
             raise RecipeError(f"{selector!r} fits no tensor of the result", place=output.place)
         yield from positions
 
