@@ -146,7 +146,7 @@ class Project:
                 are in the result.
         """
         plan = self.plan(outputs)
-        for note in (*plan.notes, *(note for i in plan.facts for note in self._notes[i])):
+        for note in (note for i in plan.facts for note in self._notes[i]):
             self._warn(note)
         strangers = {} if self.settings.force else self._strangers(plan)
         if strangers and not self.settings.keep_going:

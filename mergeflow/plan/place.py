@@ -12,7 +12,7 @@ from mergeflow.plan.program import Program, TensorWork
 from mergeflow.tensors import DType, human_bytes
 
 UNIT = 2 * CHUNK  # of output; larger buffers leave the cache, smaller ones cost system calls
-TILE, TILE_F64 = 64 * 1024, 32 * 1024  # elements that fit a core's cache with all operands
+TILE, TILE_F64 = 128 * 1024, 32 * 1024  # elements: small enough for the cache, large enough to make calls rare
 FLOOR = 180_000_000  # the interpreter with torch, before any buffer
 
 

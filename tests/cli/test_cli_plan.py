@@ -21,7 +21,7 @@ def test_plan_shows_forms_counts_bytes_and_placement(folder: Path) -> None:
     assert "build out/lewd.safetensors: it is not there" in shown
     assert "= 0.5·a + 0.5·half" in shown
     assert "4 tensors as in a: 3 computed, 1 copied" in shown
-    assert any(line.startswith("on cpu: 1 worker, tiles of 64 Ki elements, at most ") for line in shown)
+    assert any(line.startswith("on cpu: 1 worker, tiles of 128 Ki elements, at most ") for line in shown)
     assert not Path("out").exists()
 
 
