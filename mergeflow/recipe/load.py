@@ -205,7 +205,7 @@ def _take(what: str, mine: dict[str, Entry], theirs: Mapping[str, Entry], same: 
     """Add entries of one file to those of others; the same name must mean the same thing."""
     for name, entry in theirs.items():
         if name in mine and not same(mine[name], entry):
-            first, second = mine[name].place, entry.place  # type: ignore[attr-defined]
+            first, second = mine[name].place, entry.place  # type: ignore[attr-defined]  # a Source or a Param: both have one
             raise RecipeError(
                 f"the {what} {clip(name)} is declared differently at {first}",
                 place=second,

@@ -92,6 +92,7 @@ def large_model(path: Path, count: int, seed: int) -> None:
     path.write_bytes(struct.pack("<Q", len(text)) + text + seed.to_bytes(4, "little") * (at // 4))
 
 
+@pytest.mark.slow  # a limit on CPU time: not for every run on a shared machine
 def test_fifty_thousand_tensors_of_three_models(tmp_path: Path, record_property: pytest.RecordProperty) -> None:
     for i, m in enumerate("abc"):
         large_model(tmp_path / f"{m}.safetensors", 50_000, i + 1)
@@ -119,6 +120,7 @@ def test_fifty_thousand_tensors_of_three_models(tmp_path: Path, record_property:
     assert cutting < seconds(2)
 
 
+@pytest.mark.slow  # a limit on CPU time: not for every run on a shared machine
 def test_a_chain_of_ten_thousand_steps(small: Path, record_property: pytest.RecordProperty) -> None:
     steps = "".join(f"  s{i}: s{i - 1} + (b - c)*0.0001\n" for i in range(1, 10_000))
     text = HEAD + (
@@ -136,6 +138,7 @@ def test_a_chain_of_ten_thousand_steps(small: Path, record_property: pytest.Reco
     assert took < seconds(5)
 
 
+@pytest.mark.slow  # a limit on CPU time: not for every run on a shared machine
 def test_a_chain_with_ever_longer_fractions(small: Path) -> None:
     """Each step mixes the one before with b: the shares have thousands of digits."""
     steps = "".join(f"  s{i}: s{i - 1}*0.7 + b*0.3\n" for i in range(1, 2_000))
@@ -151,6 +154,7 @@ def test_a_chain_with_ever_longer_fractions(small: Path) -> None:
     assert read(small / "mix.safetensors")["w"] == read(small / "b.safetensors")["w"]
 
 
+@pytest.mark.slow  # a limit on CPU time: not for every run on a shared machine
 def test_a_graph_of_depth_a_hundred_with_two_to_the_hundred_paths(
     small: Path, record_property: pytest.RecordProperty
 ) -> None:
@@ -178,6 +182,7 @@ def test_a_shared_step_used_twice_in_each_of_a_hundred(small: Path) -> None:
     assert made.outputs[0].resolved.forms[0].integers() == ((1,), 1)
 
 
+@pytest.mark.slow  # a limit on CPU time: not for every run on a shared machine
 def test_deep_brackets_and_long_sums(small: Path) -> None:
     deep = "(" * 500 + "a" + ")" * 500
     long = "a" + " + (b - c)*0.001" * 2_000
@@ -188,6 +193,7 @@ def test_deep_brackets_and_long_sums(small: Path) -> None:
     assert time.process_time() - start < seconds(5)
 
 
+@pytest.mark.slow  # a limit on CPU time: not for every run on a shared machine
 def test_a_graph_of_rounding_points_that_share(small: Path) -> None:
     """Each step rounds a sum of the one before, used twice; forty levels have 2**40 paths."""
     steps = "".join(
@@ -203,6 +209,7 @@ def test_a_graph_of_rounding_points_that_share(small: Path) -> None:
     assert read(small / "mix.safetensors")["w"] == read(small / "a.safetensors")["w"]
 
 
+@pytest.mark.slow  # a limit on CPU time: not for every run on a shared machine
 def test_many_profiles_are_one_case_each(tmp_path: Path) -> None:
     """Five thousand tensors, fifty selectors: fifty-one cases."""
     model = {f"layers.{i // 100}.w{i}": numbers("F16", [1.0]) for i in range(5_000)}
