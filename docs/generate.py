@@ -41,6 +41,15 @@ def command_line() -> Iterator[str]:
                 command = group.get_command(context, name)
                 assert command is not None, name
                 yield from help_of(command, name, context)
+                yield from parts_of(command, name, context)
+
+
+def parts_of(command: click.Command, name: str, context: click.Context) -> Iterator[str]:
+    """The commands of a command that has some."""
+    for part in sorted(command.commands) if isinstance(command, click.Group) else ():
+        yield f"#### mergeflow {name} {part}\n"
+        with click.Context(command, info_name=name, parent=context) as inner:
+            yield from help_of(command.commands[part], part, inner)
 
 
 def help_of(command: click.Command, name: str, parent: click.Context | None) -> Iterator[str]:

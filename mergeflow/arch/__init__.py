@@ -10,32 +10,60 @@ from mergeflow.arch import aliases as _aliases
 from mergeflow.arch.aliases import Alias, Shape
 from mergeflow.arch.base import UNKNOWN, Architecture
 from mergeflow.arch.contents import ema_names, junk, variant
-from mergeflow.arch.detect import detect, recognise
+from mergeflow.arch.detect import VAE, detect, recognise
+from mergeflow.arch.kinds import Header, Kind, kind_of, understand
 from mergeflow.arch.lists import mbw
-from mergeflow.arch.registry import get, load_file, names
+from mergeflow.arch.registry import (
+    config_folder,
+    find,
+    get,
+    is_ours,
+    is_path,
+    load_file,
+    names,
+    read,
+    user_digest,
+    user_files,
+    user_names,
+    user_places,
+)
 from mergeflow.arch.selectors import Rank, blocks_of, select
 from mergeflow.arch.tables import preset, preset_like, presets
 
 __all__ = [
     "UNKNOWN",
+    "VAE",
     "Alias",
     "Architecture",
+    "Header",
+    "Kind",
     "Rank",
     "blocks_of",
     "canonical",
+    "config_folder",
     "detect",
     "ema_names",
+    "find",
     "get",
+    "is_ours",
+    "is_path",
     "junk",
+    "kind_of",
     "load_file",
     "mbw",
     "names",
     "preset",
     "preset_like",
     "presets",
+    "read",
     "recognise",
     "select",
     "to_diffusers",
+    "understand",
+    "user_digest",
+    "user_files",
+    "user_names",
+    "user_places",
     "variant",
 ]
 

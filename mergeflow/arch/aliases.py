@@ -68,24 +68,24 @@ class Aliases:
     """How an architecture's tensors are called elsewhere.
 
     `prefixes`: beginnings of names, and what they are here. `unet` and `vae`: what comes before the UNet's and the
-    VAE's own names here, empty where diffusers' names have no counterpart. `attention`: which levels of the UNet have
+    VAE's own names here, None where diffusers' names have no counterpart. `attention`: which levels of the UNet have
     attention, first to last. `folders`: the other folders of a diffusers model, and what they are here.
     """
 
     prefixes: Mapping[str, str] = field(default_factory=dict)
-    unet: str = ""
+    unet: str | None = None
     attention: tuple[bool, ...] = ()
-    vae: str = ""
+    vae: str | None = None
     folders: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def here(self) -> Mapping[str, str]:
         """Every beginning that is another one here."""
         table = dict(self.prefixes)
-        if self.unet:
+        if self.unet is not None:
             for theirs, ours in _unet(self.attention):
                 table[theirs] = table["unet." + theirs] = self.unet + ours
-        if self.vae:
+        if self.vae is not None:
             for theirs, ours in _vae():
                 table[theirs] = table["vae." + theirs] = self.vae + ours
         for folder, ours in self.folders.items():
@@ -98,9 +98,9 @@ class Aliases:
     def there(self) -> Mapping[str, str]:
         """Every beginning here that diffusers has a name for, with the name of the folder first."""
         table = {ours: f"{folder}." for folder, ours in self.folders.items()}
-        if self.unet:
+        if self.unet is not None:
             table |= {self.unet + ours: "unet." + theirs for theirs, ours in _unet(self.attention)}
-        if self.vae:  # turned around, so that of several names for the same the first one holds
+        if self.vae is not None:  # turned around, so that of several names for the same the first one holds
             table |= {self.vae + ours: "vae." + theirs for theirs, ours in reversed([*_vae()])}
         return table
 
@@ -115,13 +115,15 @@ class Aliases:
 
     def canonical_shape(self, name: str, shape: Shape) -> Shape:
         """The shape that the tensor of this name (one of ours) has here."""
-        attention = bool(self.vae) and len(shape) == 2 and name.endswith(_MATRICES) and name.startswith(self.vae)
-        return (*shape, 1, 1) if attention else shape
+        return (*shape, 1, 1) if len(shape) == 2 and self._is_matrix(name) else shape
 
     def their_shape(self, name: str, shape: Shape) -> Shape:
         """The shape that diffusers gives the tensor of this name (one of ours)."""
-        attention = shape[2:] == (1, 1) and name.endswith(_MATRICES) and name.startswith(self.vae)
-        return shape[:2] if attention else shape
+        return shape[:2] if shape[2:] == (1, 1) and self._is_matrix(name) else shape
+
+    def _is_matrix(self, name: str) -> bool:
+        """Whether diffusers has a matrix where we have a convolution of 1×1."""
+        return self.vae is not None and name.endswith(_MATRICES) and name.startswith(self.vae)
 
 
 def canonical(aliases: Aliases, shapes: Mapping[str, Shape]) -> Mapping[str, Alias]:

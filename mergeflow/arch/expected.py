@@ -29,6 +29,12 @@ def expected(architecture: str) -> Mapping[str, Shape]:
     return dict(_MODELS[architecture]())
 
 
+@cache
+def expected_vae(channels: int) -> Mapping[str, Shape]:
+    """All tensors of an autoencoder alone, of 4 (SD 1 to XL) or 16 channels (SD 3, Flux); of others none."""
+    return dict(_vae("", channels)) if channels in (4, 16) else {}
+
+
 def may_lack(tensor: str) -> bool:
     """Whether complete models are published without this tensor."""
     return tensor.endswith(_MAY_LACK) or tensor.startswith(_LAST_LAYER)
@@ -130,13 +136,13 @@ def _unet(
     yield from _conv(UNET + "out.2", 4, first)
 
 
-def _vae() -> Rows:
-    """The autoencoder of 4 channels: two halves, and two 1×1 convolutions between them."""
+def _vae(prefix: str = VAE, channels: int = 4) -> Rows:
+    """An autoencoder: two halves; with 4 channels, two 1×1 convolutions between them, which later ones have not."""
     widths = (128, 256, 512, 512)
     for half, side, blocks in (("encoder", "down", 2), ("decoder", "up", 3)):
-        at, inwards = f"{VAE}{half}.", half == "encoder"
+        at, inwards = f"{prefix}{half}.", half == "encoder"
         width = widths[0] if inwards else widths[-1]
-        yield from _conv(at + "conv_in", width, 3 if inwards else 4)
+        yield from _conv(at + "conv_in", width, 3 if inwards else channels)
         levels = list(enumerate(widths))
         for level, wide in levels if inwards else reversed(levels):
             for block in range(blocks):
@@ -150,9 +156,10 @@ def _vae() -> Rows:
             yield from _conv(f"{at}mid.attn_1.{part}", 512, 512, 1)
         yield from _vae_block(at + "mid.block_2", 512, 512)
         yield from _norm(at + "norm_out", width)
-        yield from _conv(at + "conv_out", 8 if inwards else 3, width)
-    yield from _conv(VAE + "quant_conv", 8, 8, 1)
-    yield from _conv(VAE + "post_quant_conv", 4, 4, 1)
+        yield from _conv(at + "conv_out", 2 * channels if inwards else 3, width)
+    if channels == 4:
+        yield from _conv(prefix + "quant_conv", 8, 8, 1)
+        yield from _conv(prefix + "post_quant_conv", 4, 4, 1)
 
 
 def _vae_block(name: str, out: int, width: int) -> Rows:

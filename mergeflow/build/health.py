@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, prod, trunc
 
-from mergeflow.arch import Architecture, junk, recognise, variant
-from mergeflow.arch.expected import expected, fits, may_have, may_lack
+from mergeflow.arch import VAE, Architecture, Kind, junk, variant
+from mergeflow.arch.expected import expected, expected_vae, fits, may_have, may_lack
 from mergeflow.digest import model_digest, printable
 from mergeflow.formats.many import ReadFiles
 from mergeflow.plan.facts import QUANTISED
-from mergeflow.sources.adapt import adapt
+from mergeflow.sources.adapt import adapt, identity
 from mergeflow.sources.identify import Identified
 from mergeflow.tensors import DType, TensorSpec
 
@@ -35,12 +35,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A component: its digest is that of its tensors under the architecture's names, so equal VAEs have equal ones."""
+    """A component: its digest is that of its weights, whatever stands before their names, so that equal VAEs have equal
+    ones, in a model or alone. `known` is what the user calls it, where the user has told (known.py)."""
 
     tensors: int
     nbytes: int
     dtypes: tuple[str, ...]
     digest: str
+    known: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Health:
     architecture: Architecture
     reason: str
     variant: str
-    kind: str
+    kind: Kind | None
     parts: Mapping[str, Part]
     averages: int
     savings: Mapping[str, int]
@@ -92,10 +94,11 @@ def broken_ids(values: Sequence[float]) -> tuple[int, ...]:
     return tuple(i for i, value in enumerate(values) if not isfinite(value) or trunc(value) != i)
 
 
-def judge(found: Identified, ids: Mapping[str, Sequence[float]]) -> Health:
-    """`ids` are the values of the position tables (read_ids)."""
+def judge(found: Identified, ids: Mapping[str, Sequence[float]], known: Mapping[str, str] = {}) -> Health:
+    """`ids` are the values of the position tables (read_ids), `known` the names of components by digest (known.py)."""
     model = adapt(found, found.path.name)
-    architecture, reason, aliases = recognise({t.name: t.shape for t in found.tensors.values()})
+    seen = identity(found)
+    architecture, aliases, kind = seen.architecture, seen.aliases, seen.kind
     tensors = model.tensors
     shapes = {name: spec.shape for name, spec in tensors.items()}
     special, _ = variant(shapes)
@@ -103,7 +106,7 @@ def judge(found: Identified, ids: Mapping[str, Sequence[float]]) -> Health:
     for name in tensors:
         members.setdefault(architecture.component(name) or "", []).append(name)
     useless = junk(tensors)
-    complete = expected(architecture.name)
+    complete = _complete(architecture, kind)
     findings = [
         *_positions({aliases[n].name if n in aliases else n: values for n, values in ids.items()}),
         *_nonfinite(model.nonfinite),
@@ -111,17 +114,20 @@ def judge(found: Identified, ids: Mapping[str, Sequence[float]]) -> Health:
     shape_findings, notes = _shapes(shapes, complete)
     findings += [*_missing(shapes, complete, architecture), *_foreign(members, complete, useless), *shape_findings]
     lacking = [c for c in architecture.components if c not in members and c not in ("ema", "depth")]
-    if lacking and architecture.components:
+    if lacking and architecture.components and kind is None:
         notes.append(f"it has no {', no '.join(lacking)}")
     if aliases:
         notes.append(f"{len(aliases):,} tensors are called otherwise in the file, such as {next(iter(aliases))}")
     averages = [name for name in members.get("ema", []) if name not in useless]
     return Health(
         architecture,
-        reason,
+        seen.reason,
         special,
-        ", ".join(found.contents.other),
-        {c: _part([tensors[n] for n in names], model.digests) for c, names in _front_to_back(members, architecture)},
+        kind,
+        {
+            component: _part([tensors[n] for n in names], model.digests, architecture, known)
+            for component, names in _front_to_back(members, architecture)
+        },
         len(averages),
         _savings(tensors, averages, useless),
         sum(t.nbytes for t in tensors.values()),
@@ -134,12 +140,31 @@ def _front_to_back(members: Mapping[str, list[str]], architecture: Architecture)
     return ((c, members[c]) for c in (*architecture.components, "") if c in members)
 
 
-def _part(specs: Sequence[TensorSpec], digests: Mapping[str, bytes]) -> Part:
+def _part(
+    specs: Sequence[TensorSpec], digests: Mapping[str, bytes], architecture: Architecture, known: Mapping[str, str]
+) -> Part:
+    """Buffers are left out of the digest: a repaired table of positions makes no other text encoder."""
     sizes = Counter[str]()
     for spec in specs:
         sizes[spec.dtype.label] += spec.nbytes
-    digest = printable(model_digest((spec.name, digests[spec.name]) for spec in specs))
-    return Part(len(specs), sum(s.nbytes for s in specs), tuple(label for label, _ in sizes.most_common()), digest)
+    weights = [spec.name for spec in specs if not architecture.is_buffer(spec.name)]
+    cut = _common(weights)
+    digest = printable(model_digest((name[cut:], digests[name]) for name in weights))
+    dtypes = tuple(label for label, _ in sizes.most_common())
+    return Part(len(specs), sum(s.nbytes for s in specs), dtypes, digest, known.get(digest, ""))
+
+
+def _common(names: Sequence[str]) -> int:
+    """The length of what all names begin with, up to a dot and with it."""
+    first, last = min(names, default=""), max(names, default="")  # all others begin with what these two share
+    same = next((i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+    return first.rfind(".", 0, same) + 1
+
+
+def _complete(architecture: Architecture, kind: Kind | None) -> Mapping[str, tuple[int, ...]]:
+    if architecture.name == VAE and kind is not None:
+        return expected_vae(int(kind.facts.get("channels", 0)))
+    return expected(architecture.name)
 
 
 def _savings(tensors: Mapping[str, TensorSpec], averages: Sequence[str], useless: Mapping[str, str]) -> dict[str, int]:

@@ -7,9 +7,20 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
+from mergeflow.build.kept import find_kept, note_keys, tally
 from mergeflow.build.machine import budget
+from mergeflow.build.published import (
+    check_apart,
+    configs,
+    files_there,
+    leave_side_files,
+    remember,
+    remove_side_files,
+    retire,
+    strange_side_file,
+)
 from mergeflow.build.quick import Asked, leave_stamp
 from mergeflow.build.settings import BuildResult, BuiltOutput, Settings, cache_folder
 from mergeflow.build.state import is_ours, look
@@ -17,19 +28,25 @@ from mergeflow.build.targets import choose, targets
 from mergeflow.digest import printable
 from mergeflow.errors import IntegrityError, MergeflowError, MissingInput, NotReproducible, RecipeError, ResourceError
 from mergeflow.events import OutputDone, Reporter, Warned, silent
-from mergeflow.formats.files import write_text_file
-from mergeflow.plan.bind import Bound, SourceRef, bind
-from mergeflow.plan.embed import KIND
+from mergeflow.formats.files import ReadFile, write_text_file
+from mergeflow.plan.bind import bind
+from mergeflow.plan.bound import Bound, SourceRef
+from mergeflow.plan.embed import DIGEST, KIND
 from mergeflow.plan.facts import SourceFacts
+from mergeflow.plan.originals import Originals
 from mergeflow.plan.planner import OutputPlan, Plan, Request, make_plan, needed_sources
 from mergeflow.provenance import lock as locks
+from mergeflow.provenance.claims import claims_of
 from mergeflow.provenance.sidecar import sidecar_path, write_sidecar
 from mergeflow.recipe import Recipe
-from mergeflow.sources.adapt import adapt
-from mergeflow.sources.hashes import check_claims, sha256
+from mergeflow.sources.adapt import adapt, check_is_model
+from mergeflow.sources.hashes import check_claims, old_hash, sha256
 from mergeflow.sources.identify import Identified, identify
-from mergeflow.sources.memo import Known, Memo, default_folder
-from mergeflow.store.records import LocalRecords, OutputRecord, Records
+from mergeflow.sources.memo import Memo, default_folder
+from mergeflow.store.records import LocalRecords, Records
+
+if TYPE_CHECKING:
+    from mergeflow.executor.run import Written
 
 
 class Project:
@@ -42,6 +59,7 @@ class Project:
         self.records: Records = LocalRecords(cache_folder(self.settings), self._warn)
         self._identified: dict[int, Identified] = {}
         self._notes: dict[int, tuple[str, ...]] = {}
+        self._configs: dict[Path, bytes] = {}
 
     def _warn(self, message: str) -> None:
         self.report(Warned(message))
@@ -84,6 +102,8 @@ class Project:
             settings.jobs,
             settings.device,
             settings.force,
+            Originals(self._metadata, self._hashes),
+            lambda keys: find_kept(keys, self.records, self.memo),
         )
         return make_plan(self.bound, facts, request)
 
@@ -100,12 +120,21 @@ class Project:
             check_claims(
                 ref.path, self.memo, self.report, sha256_claim=declared.sha256, short=declared.hash, size=declared.size
             )
-            adapted = adapt(found, ref.name, arch=declared.arch, ema=declared.ema or "keep")
+            adapted = adapt(
+                found,
+                ref.name,
+                arch=declared.arch,
+                otherwise=self.recipe.arch,
+                ema=declared.ema or "keep",
+                kind=declared.kind,
+            )
+            check_is_model(adapted, ref.name)
         except MergeflowError as error:
             error.place = error.place or declared.place
             raise
-        says_delta = found.metadata.get(KIND) == "delta"
-        delta = says_delta if declared.kind is None else declared.kind == "delta"
+        said = self._metadata(source)
+        says_delta = said.get(KIND) == "delta" and (said is found.metadata or said.get(DIGEST) == found.model)
+        delta = says_delta if declared.kind in (None, "vae") else declared.kind == "delta"
         self._notes[source] = adapted.notes
         return SourceFacts(
             ref.name,
@@ -117,7 +146,26 @@ class Project:
             adapted.architecture,
             delta,
             lambda name: found.sample(adapted.origins.get(name, name)),
+            adapted.kind,
         )
+
+    def _metadata(self, source: int) -> Mapping[str, str]:
+        """What the file of a source says of itself."""
+        return claims_of(self.bound.sources[source].path, self.identified(source).metadata)
+
+    def _hashes(self, source: int) -> tuple[str, str] | None:
+        """The sha256 and the old hash of a source's file; None where it is not one file."""
+        path = self.bound.sources[source].path
+        if self.identified(source).files != (path,):
+            return None
+        whole = sha256(path, self.memo, self.report)
+        with ReadFile(path) as file:
+            return whole, old_hash(file)
+
+    def architectures_named(self) -> list[str]:
+        """What the recipe calls architectures: names, and paths of files."""
+        named = [self.recipe.arch, *(ref.declared.arch for ref in self.bound.sources)]
+        return [name for name in dict.fromkeys(named) if name is not None]
 
     def known_files(self) -> list[Identified]:
         """The sources identified so far."""
@@ -148,6 +196,8 @@ class Project:
         plan = self.plan(outputs)
         for note in (note for i in plan.facts for note in self._notes[i]):
             self._warn(note)
+        check_apart(plan)
+        self._configs = configs(plan)
         strangers = {} if self.settings.force else self._strangers(plan)
         if strangers and not self.settings.keep_going:
             raise next(iter(strangers.values()))
@@ -161,60 +211,100 @@ class Project:
         is made."""
         found: dict[str, MergeflowError] = {}
         for output in plan.outputs:
-            there = output.build and output.target.exists()
-            if there and not is_ours(output.target, self.records, self.memo, self.report):
+            there = [path for path in output.files if output.build and path.exists()]
+            strange = next((p for p in there if not is_ours(p, self.records, self.memo, self.report)), None)
+            strange = strange or strange_side_file(output, self.bound, self._configs, self.records)
+            if strange is not None:
+                name = output.path if strange == output.target else f"{strange.name}, which is part of {output.path},"
                 found[output.path] = RecipeError(
-                    f"{output.path} exists and is not what mergeflow built there: it is not overwritten",
+                    f"{name} exists and is not what mergeflow built there: it is not overwritten",
                     place=self.bound.outputs[output.path][1].place,
                     hint="--force overwrites it; another output path keeps it",
                 )
         return found
 
     def _run(self, plan: Plan, refused: Mapping[str, MergeflowError]) -> Iterator[BuiltOutput]:
+        """What came of each output, in the order of the recipe; those of one pass are made when the first is due."""
         lock = self._lock() if self.settings.locked else None
+        passes = {output.path: members for members in plan.passes() for output in members}
+        done: dict[str, BuiltOutput] = {}
         for output in plan.outputs:
             for warning in output.warnings:
                 self._warn(warning)
-            if not output.build:
-                self.report(OutputDone(output.path, False, output.reason, output.layout.file_size))
-                yield BuiltOutput(output.path, output.target, False, output.reason, output.layout.file_size, 0, "")
-                continue
+        for output in plan.outputs:
             if output.path in refused:
-                yield BuiltOutput(output.path, output.target, False, output.reason, 0, 0, "", refused[output.path])
+                yield _failed(output, refused[output.path])
                 continue
-            try:
-                yield self._make(plan, output, lock)
-            except MergeflowError as error:
-                if not self.settings.keep_going:
-                    raise
-                yield BuiltOutput(output.path, output.target, False, output.reason, 0, 0, "", error)
+            if not output.build:
+                error = self._leave_side_files(output)
+                self.report(OutputDone(output.path, False, output.reason, output.layout.file_size))
+                yield BuiltOutput(
+                    output.path, output.target, False, output.reason, output.layout.file_size, 0, "", error
+                )
+                continue
+            if output.path not in done:
+                members = [member for member in passes[output.path] if member.path not in refused]
+                done |= {built.path: built for built in self._make(plan, members, lock)}
+            yield done[output.path]
 
-    def _make(self, plan: Plan, output: OutputPlan, lock: locks.Lock | None) -> BuiltOutput:
+    def _make(self, plan: Plan, members: Sequence[OutputPlan], lock: locks.Lock | None) -> list[BuiltOutput]:
+        """The outputs of one pass. Without `keep_going` the first error is raised, once the others are published."""
         from mergeflow.executor.devices import find
-        from mergeflow.executor.run import write_output
+        from mergeflow.executor.run import write_outputs
 
-        assert output.placement is not None
+        placement = members[0].placement
+        assert placement is not None
         expected = {i: found.at for i, found in self._identified.items()}
 
-        def check(digest: str) -> None:
+        def check(output: OutputPlan, digest: str) -> None:
             if lock is not None:
                 locks.check_result(lock, output.path, digest)
 
-        written = write_output(plan, output, find(output.placement.device), self.report, expected, check)
-        content = written.content
-        digest = printable(content.model)
-        self.records.put(output.target, OutputRecord(written.at, output.key, digest, output.snapshot.to_json()))
-        ranges = content.low.tobytes(), content.high.tobytes(), b""
-        self.memo.remember(
-            written.at, Known(content.model, content.digests, content.payloads, content.nonfinite, *ranges)
-        )
+        try:
+            finished = write_outputs(plan, members, find(placement.device), self.report, expected, check)
+        except MergeflowError as error:
+            if not self.settings.keep_going:
+                raise
+            return [_failed(output, error) for output in members]
+        results = []
+        bytes_read = finished.bytes_read  # of the pass; told once
+        for output, result in zip(members, finished.results, strict=True):
+            if isinstance(result, MergeflowError):
+                results.append(_failed(output, result))
+                continue
+            results.append(self._register(output, result, bytes_read))
+            bytes_read = 0
+        first = next((built.error for built in results if built.error is not None), None)
+        if first is not None and not self.settings.keep_going:
+            raise first
+        return results
+
+    def _register(self, output: OutputPlan, written: Written, bytes_read: int) -> BuiltOutput:
+        """Remember a published output, by record and memo."""
+        digest = printable(written.content.model)
+        remember(output, written, self.records, self.memo)
+        note_keys(output, self.records)
+        for line in retire(output, self.records):
+            self._warn(line)
         declared = self.bound.outputs[output.path][1]
         if declared.embed == "sidecar" and self.recipe.text:
             self._leave_recipe(output.target)
+        error = self._leave_side_files(output)
         self.report(OutputDone(output.path, True, output.reason, output.layout.file_size))
+        size = output.layout.file_size
         return BuiltOutput(
-            output.path, output.target, True, output.reason, output.layout.file_size, written.bytes_read, digest
+            output.path, output.target, True, output.reason, size, bytes_read, digest, error, tally(output)
         )
+
+    def _leave_side_files(self, output: OutputPlan) -> MergeflowError | None:
+        """What `sidecars:` asks for beside the output. The output is complete without it, but it was asked for."""
+        try:
+            leave_side_files(output, self.bound, self._configs, self.records, self.memo, self.report)
+        except MergeflowError as error:
+            if not self.settings.keep_going:
+                raise
+            return error
+        return None
 
     def _leave_recipe(self, target: Path) -> None:
         """The recipe beside the output. The output is complete without it, so that it fails is only worth a warning."""
@@ -274,13 +364,19 @@ class Project:
         chosen = choose(self.bound, outputs)
         files = targets(self.bound, chosen, self.settings.output_root, self._inputs())
         for target in files.values():
-            if not target.exists():
-                continue
-            ours = self.settings.force or is_ours(target, self.records, self.memo, self.report)
-            if ours and not dry_run:
-                _remove(target)
-                self.records.forget(target)
-            yield target, ours
+            there = files_there(target)
+            for path in there:
+                ours = self.settings.force or is_ours(path, self.records, self.memo, self.report)
+                if ours and not dry_run:
+                    path.unlink()
+                    self.records.forget(path)
+                yield path, ours
+            if there and not dry_run:
+                remove_side_files(target, self.records)
+
+
+def _failed(output: OutputPlan, error: MergeflowError) -> BuiltOutput:
+    return BuiltOutput(output.path, output.target, False, output.reason, 0, 0, "", error)
 
 
 @contextmanager
@@ -316,12 +412,3 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     if path.exists():
         raise RecipeError(f"{path} exists already", hint="choose another name for --save-recipe")
     write_text_file(path, recipe.text)
-
-
-def _remove(target: Path) -> None:
-    from mergeflow.provenance.sidecar import is_ours as sidecar_is_ours
-
-    target.unlink()
-    beside = sidecar_path(target)
-    if beside.exists() and sidecar_is_ours(beside):
-        beside.unlink()

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from mergeflow.plan.planner import Plan
 
 
+_WHERE_ARCHITECTURES_ARE = ("MERGEFLOW_ARCH", "MERGEFLOW_CONFIG", "XDG_CONFIG_HOME")  # the user's own (arch.registry)
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """How a build is asked for: everything but the content of files that decides what it does."""
@@ -47,6 +50,7 @@ class Asked:
             sorted(self.outputs),
             sorted(self.overrides.items()),
             sorted(self.sources.items()),
+            [os.environ.get(name) for name in _WHERE_ARCHITECTURES_ARE],
         ]
         return hash_bytes(json.dumps(words).encode()).hex()
 
@@ -63,20 +67,27 @@ def unchanged(asked: Asked, settings: Settings) -> tuple[BuiltOutput, ...] | Non
     if stamp is None or not _holds(stamp):
         return None
     return tuple(
-        BuiltOutput(path, Path(target), False, "it is up to date", at[2], 0, "")
-        for path, target, at in stamp["outputs"]
+        BuiltOutput(path, Path(target), False, "it is up to date", nbytes, 0, "")
+        for path, target, nbytes, _ in stamp["outputs"]
     )
 
 
 def leave_stamp(asked: Asked, project: Project, plan: Plan, records: Records) -> None:
     """Remember a finished build. Sources and outputs are stamped with what was checked, not with what is there now."""
-    files = project.bound.files
+    from mergeflow.arch import user_files, user_places  # as below: what a build with nothing to do does not need
+    from mergeflow.build.published import side_files
+
+    own = [Path(name) for name in project.architectures_named() if name.endswith(".toml")]
+    files = [*project.bound.files, *own, *(path for path in user_files().values() if path.is_file())]
     outputs = []
     for output in plan.outputs:
-        record = records.find(output.target)
-        if record is None:
-            return
-        outputs.append([output.path, str(output.target), list(record.at)])
+        at = []
+        for path in (*output.files, *side_files(output, project.bound).values()):
+            record = records.find(path)
+            if record is None:
+                return
+            at.append([str(path), list(record.at)])
+        outputs.append([output.path, str(output.target), output.layout.file_size, at])
     for path in files:
         if not quiet_since(fingerprint(path.stat()), path, asked.began_ns):
             return  # it may have been edited after it was read
@@ -88,17 +99,30 @@ def leave_stamp(asked: Asked, project: Project, plan: Plan, records: Records) ->
     if not all(quiet_since(at, Path(path), asked.began_ns) for path, at in sources):
         return  # as above; and then the memo does not trust them either
     recipes = [[os.path.abspath(path), _digest(path)] for path in files]  # noqa: PTH100
-    records.put_stamp(asked.digest(project.settings), {"recipes": recipes, "sources": sources, "outputs": outputs})
+    folders = [[os.path.abspath(path), _listed(path)] for path in user_places()]  # noqa: PTH100
+    stamp = {"recipes": recipes, "folders": folders, "sources": sources, "outputs": outputs}
+    records.put_stamp(asked.digest(project.settings), stamp)
 
 
 def _holds(stamp: Mapping[str, Any]) -> bool:
     try:
-        files: Sequence[tuple[str, list[int]]] = [*stamp["sources"], *((t, at) for _, t, at in stamp["outputs"])]
-        return all(_digest(Path(path)) == digest for path, digest in stamp["recipes"]) and all(
-            list(fingerprint(Path(path).stat())) == at for path, at in files
+        written = [file for *_, files in stamp["outputs"] for file in files]
+        files: Sequence[tuple[str, list[int]]] = [*stamp["sources"], *written]
+        return (
+            all(_digest(Path(path)) == digest for path, digest in stamp["recipes"])
+            and all(_listed(Path(path)) == at for path, at in stamp["folders"])
+            and all(list(fingerprint(Path(path).stat())) == at for path, at in files)
         )
     except (OSError, KeyError, TypeError, ValueError):
         return False
+
+
+def _listed(folder: Path) -> int:
+    """What changes when a file comes into a folder or leaves it; 0 where there is none."""
+    try:
+        return folder.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _digest(path: Path) -> str:

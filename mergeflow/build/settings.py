@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from mergeflow.errors import MergeflowError
 
@@ -26,9 +27,19 @@ class Settings:
     locked: bool = False
 
 
+class Tally(NamedTuple):
+    """How the tensors of an output came to be: by arithmetic, as bytes of a source, as bytes of an earlier build."""
+
+    computed: int = 0
+    copied: int = 0
+    reused: int = 0
+    bytes_reused: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class BuiltOutput:
-    """One output of a build. `digest` is the model digest, '' when the file was up to date and is not asked."""
+    """One output of a build. `digest` is the model digest, '' when the file was up to date and is not asked.
+    `bytes_read` of an output that was made in one pass with others is told with the first of them."""
 
     path: str
     target: Path
@@ -38,6 +49,7 @@ class BuiltOutput:
     bytes_read: int
     digest: str
     error: MergeflowError | None = None
+    tally: Tally = Tally()
 
 
 @dataclass(frozen=True, slots=True)

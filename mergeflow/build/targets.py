@@ -8,11 +8,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mergeflow.errors import Place, RecipeError, ResourceError, UnknownName
-from mergeflow.plan.bind import Bound
+from mergeflow.formats.sharded import index_of
+from mergeflow.plan.bound import Bound
 
 
 def choose(bound: Bound, wanted: Iterable[str]) -> list[str]:
-    """The outputs to make: those named (by path, or by file name where that is enough), or all."""
+    """The outputs to make: all, or those named by path (or file name where that is enough; all of a sweep by the name
+    that is in the recipe)."""
     names = list(wanted)
     if not bound.outputs:
         file = bound.recipe.path
@@ -23,14 +25,38 @@ def choose(bound: Bound, wanted: Iterable[str]) -> list[str]:
         )
     if not names:
         return list(bound.outputs)
-    chosen = []
+    chosen: dict[str, None] = {}
     for name in names:
-        matches = [p for p in bound.outputs if name in (p, p.rsplit("/", 1)[-1])]
-        if len(matches) != 1:
-            shown = ", ".join(list(bound.outputs)[:5]) + (", …" if len(bound.outputs) > 5 else "")
+        matches = _named(bound, name)
+        if not matches:
+            templates = list(dict.fromkeys(point.template for point in bound.points.values()))
+            shown = ", ".join(templates[:5]) + (", …" if len(templates) > 5 else "")
             raise UnknownName("output", name, bound.outputs, hint=f"the recipe makes {shown}")
-        chosen += matches
-    return chosen
+        chosen |= dict.fromkeys(matches)
+    return list(chosen)
+
+
+def _named(bound: Bound, name: str) -> list[str]:
+    """The outputs that a name means: one, or all of an entry with sweeps, which is named as in the recipe. A file name
+    without its folders will do where only one has it."""
+    for last in (str, _file_name):
+        found = {path: [path] for path in bound.outputs if last(path) == name}
+        for path, point in bound.points.items():
+            if point.labels and last(point.template) == name:
+                found.setdefault(point.template, []).append(path)
+        if len(found) == 1:
+            return next(iter(found.values()))
+    return []
+
+
+def _file_name(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
+
+
+def file_of(bound: Bound, path: str, root: Path) -> Path:
+    """The file that an output is known by: its index, where it is written in shards."""
+    target = root / path
+    return index_of(target) if bound.outputs[path][1].shard_size else target
 
 
 def targets(bound: Bound, outputs: Iterable[str], root: Path, inputs: Mapping[str, Path]) -> dict[str, Path]:
@@ -54,8 +80,7 @@ def targets(bound: Bound, outputs: Iterable[str], root: Path, inputs: Mapping[st
                 place=place,
                 hint="write it relative to the output root, with /, as in models/mix.safetensors",
             )
-        target = root / path
-        real = _real(target)
+        real = _real(file_of(bound, path, root))
         if not real.is_relative_to(base):
             raise RecipeError(
                 f"{path} would be written outside {base}",

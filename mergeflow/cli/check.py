@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mergeflow.cli import options
+from mergeflow.cli.kinds import kind_rows, told_kind
 from mergeflow.cli.report import Screen
 from mergeflow.cli.text import listed, paint, plural, print_json, table
-from mergeflow.errors import IntegrityError, MergeflowError, MissingInput
+from mergeflow.errors import IntegrityError, MergeflowError, MissingInput, RecipeError
 from mergeflow.tensors import human_bytes
 
 if TYPE_CHECKING:
@@ -40,12 +41,18 @@ class Verdict:
 
 @click.command(no_args_is_help=True)
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.option(
+    "--remember",
+    metavar="NAME",
+    help="Call the VAE and the text encoders of FILE so from now on, wherever check finds them.",
+)
 @options.json_option
 @options.debug_option
-def command(files: tuple[Path, ...], as_json: bool) -> None:
+def command(files: tuple[Path, ...], remember: str | None, as_json: bool) -> None:
     """Say what each FILE is (architecture, components, precision, averages, what pruning would save) and what is wrong
     with it: broken position ids, values that are NaN or infinite, tensors that are missing, foreign or of the wrong
-    shape. Nothing that a file holds is executed. Components with equal digests hold the same weights.
+    shape. Nothing that a file holds is executed. Components with equal digests hold the same weights, and those whose
+    digest is in the file known.toml of your configuration are called by their name.
 
     \b
     Exit codes: 0  nothing is wrong with any file
@@ -54,10 +61,14 @@ def command(files: tuple[Path, ...], as_json: bool) -> None:
                 5  a file cannot be read: it is damaged, no model, or a pickle that asks for more than tensors
     Where several hold, the first of 5, 4, 3.
     """
+    from mergeflow.build import known
     from mergeflow.sources.memo import Memo, default_folder
 
+    names = known.read()
     with Screen(brief=True) as screen, closing(Memo(default_folder(), screen.warn)) as memo:
-        verdicts = [look(file, memo, screen) for file in files]
+        verdicts = [look(file, memo, screen, names) for file in files]
+        if remember is not None:
+            _remember(remember, verdicts, screen)
     if as_json:
         print_json(SCHEMA, files=[_told(v) for v in verdicts])
     else:
@@ -66,17 +77,35 @@ def command(files: tuple[Path, ...], as_json: bool) -> None:
     click.get_current_context().exit(CODES[worst])
 
 
-def look(file: Path, memo: Memo, screen: Screen) -> Verdict:
+def look(file: Path, memo: Memo, screen: Screen, known: Mapping[str, str]) -> Verdict:
     from mergeflow.build.health import judge, read_ids
     from mergeflow.build.machine import budget
     from mergeflow.sources.identify import identify
 
     try:
         found = identify(file, memo, screen, workers=budget(1).cores)
-        health = judge(found, read_ids(found))
+        health = judge(found, read_ids(found), known)
     except (MissingInput, IntegrityError) as error:
         return Verdict(file, MISSING if isinstance(error, MissingInput) else DAMAGED, error=error)
     return Verdict(file, WRONG if health.findings else OK, found, health)
+
+
+def _remember(name: str, verdicts: Sequence[Verdict], screen: Screen) -> None:
+    """Write down what the VAE and the text encoders of the one file are called.
+
+    Raises:
+        RecipeError: several files, or one without either.
+    """
+    from mergeflow.build import known
+
+    health = verdicts[0].health if len(verdicts) == 1 else None
+    if len(verdicts) > 1:
+        raise RecipeError("--remember is for one file", hint="give one FILE")
+    parts = {c: part.digest for c, part in health.parts.items() if c in known.COMPONENTS} if health else {}
+    if not parts:
+        raise RecipeError(f"{verdicts[0].file} has neither a VAE nor a text encoder that could be remembered")
+    path = known.add(name, parts.values())
+    screen.say(f"{name}: {listed(list(parts))} written to {path}")
 
 
 def _told(v: Verdict) -> dict[str, Any]:
@@ -96,7 +125,7 @@ def _told(v: Verdict) -> dict[str, Any]:
         "architecture_title": health.architecture.title,
         "architecture_reason": health.reason,
         "variant": health.variant,
-        "kind": health.kind,
+        "kind": told_kind(health.kind),
         "components": {name or NO_COMPONENT: asdict(part) for name, part in health.parts.items()},
         "averages": health.averages,
         "tensor_bytes": health.nbytes,
@@ -121,8 +150,7 @@ def _lines(v: Verdict) -> Iterator[str]:
         ("format", v.found.contents.container),
         ("architecture", f"{health.architecture.title}{variant}: {health.reason}"),
     ]
-    if health.kind:
-        facts.append(("recognised", f"as {health.kind}, not as a whole model"))
+    facts += kind_rows(told_kind(health.kind))
     facts.append(("size", f"{human_bytes(health.nbytes)} of tensors; {_pruning(health)}"))
     facts += [("note", note) for note in health.notes]
     yield from table(facts)
@@ -130,7 +158,7 @@ def _lines(v: Verdict) -> Iterator[str]:
         yield from ("", "components")
         components = [
             (name or NO_COMPONENT, plural(part.tensors, "tensor"), human_bytes(part.nbytes), ", ".join(part.dtypes),
-             f"{part.digest[:19]}…")
+             f"{part.digest[:19]}…", part.known)
             for name, part in health.parts.items()
         ]  # fmt: skip
         yield from table(components, right=(1, 2))

@@ -9,8 +9,9 @@ from typing import Any
 
 from mergeflow.cli.forms import Forms, Steps
 from mergeflow.ir.numbers import decimal
+from mergeflow.plan.bound import SweepPoint
 from mergeflow.plan.planner import OutputPlan, Plan
-from mergeflow.plan.program import COPY, ZERO, Program, TensorWork
+from mergeflow.plan.program import COPY, STAGED, ZERO, Program, TensorWork
 
 
 def describe(plan: Plan, most_steps: int | None = None) -> dict[str, Any]:
@@ -23,6 +24,7 @@ def describe(plan: Plan, most_steps: int | None = None) -> dict[str, Any]:
         "sources": [_source(plan, i) for i in plan.facts],
         "params": {name: decimal(value) for name, value in plan.bound.numbers.items()},
         "profiles": _profiles(plan),
+        "sweeps": _sweeps(plan),
         "steps": described,
         "steps_left_out": max(0, len(steps) - len(steps[:most_steps])),
         "unused_steps": [name for name in plan.bound.steps if name not in plan.graph],
@@ -62,8 +64,25 @@ def _profiles(plan: Plan) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _sweeps(plan: Plan) -> dict[str, dict[str, str]]:
+    """The values of each sweep that these outputs are made for, by their labels."""
+    found: dict[str, dict[str, str]] = {}
+    for point in (plan.bound.points[output.path] for output in plan.outputs):
+        for name, label in point.labels.items():
+            found.setdefault(name, {})[label] = _swept(point, name)
+    return found
+
+
+def _swept(point: SweepPoint, name: str) -> str:
+    """The value of a sweep at a point: its number, or what the recipe says."""
+    if name in point.numbers:
+        return decimal(point.numbers[name])
+    value = point.params[name].value
+    return value.text.strip() if value is not None else "a profile"
+
+
 def _output(plan: Plan, output: OutputPlan, forms: Forms) -> dict[str, Any]:
-    resolved, placement = output.resolved, output.placement
+    resolved, placement, point = output.resolved, output.placement, plan.bound.points[output.path]
     texts = [forms.text(form) for form in resolved.forms]
     shown = Counter(texts[case] for case in resolved.cases)
     dtypes: Counter[str] = Counter()
@@ -72,6 +91,9 @@ def _output(plan: Plan, output: OutputPlan, forms: Forms) -> dict[str, Any]:
     return {
         "path": output.path,
         "file": str(output.target),
+        "template": point.template,
+        "sweep": dict(point.labels),
+        "params": dict(output.snapshot.params),
         "build": output.build,
         "reason": output.reason,
         "key": output.key,
@@ -94,6 +116,8 @@ def _how(work: TensorWork, programs: Sequence[Program]) -> str:
     """How one tensor comes to be."""
     if work.program in (COPY, ZERO):
         return "copied" if work.program == COPY else "zero"
+    if work.program == STAGED:
+        return "computed"
     ops = programs[work.program].ops
     cast = len(ops) == 1 and ops[0].divisor == 1 and ops[0].terms == ((Fraction(1), 0),)
     return "cast" if cast else "computed"

@@ -8,12 +8,13 @@ from fractions import Fraction
 from typing import Any
 
 from mergeflow.errors import RecipeError
-from mergeflow.ir.forms import Analysis, Case, Form, Rounded
-from mergeflow.ir.nodes import Node, Replace, Round, Sum, topological
+from mergeflow.ir.forms import Analysis, Applied, Case, Form, Rounded
+from mergeflow.ir.nodes import Node, Replace, Round, topological
 from mergeflow.ir.numbers import Varying, decimal, profiles_in
+from mergeflow.plan.dependencies import variants
 from mergeflow.plan.planner import Plan
 from mergeflow.plan.resolve import canonical
-from mergeflow.plan.text import join_terms
+from mergeflow.plan.text import form_text
 from mergeflow.tensors import DType
 
 VALUES = 4  # of a profile, for which a step's form is shown
@@ -37,21 +38,25 @@ class Forms:
         self._rounded.setdefault((self.identity(form), dtype), step)
 
     def text(self, form: Form) -> str:
-        terms = [
-            (share, self._label[leaf] if isinstance(leaf, int) else self._point(leaf)) for share, leaf in form.terms
-        ]
-        return join_terms(sorted(terms, key=lambda term: (-term[0], term[1])))
+        return form_text(form, self._label.__getitem__, self._point)
 
-    def _point(self, point: Rounded) -> str:
-        return self._rounded.get((self.identity(point.form), point.dtype), f"round({point.dtype.label})")
+    def _point(self, point: Rounded | Applied) -> str:
+        """The step that rounds there; '' where there is none."""
+        if isinstance(point, Applied) or point.dtype is None:
+            return ""
+        return self._rounded.get((self.identity(point.form), point.dtype), "")
 
 
 class Steps:
-    """The normal forms of steps. Where a form depends on a profile or a component, it is taken for each value."""
+    """The normal forms of steps. Where a form depends on a sweep, a profile or a component, it is taken for each value,
+    up to a few."""
 
     def __init__(self, plan: Plan, steps: Sequence[str], forms: Forms) -> None:
-        self._plan, self._nodes, self._texts = plan, plan.bound.steps, forms
-        self._order = topological([self._nodes[name] for name in steps])
+        self._plan, self._texts = plan, forms
+        used = variants(plan.bound, (output.path for output in plan.outputs))
+        self._more = {name: max(0, len(used[name]) - VALUES) for name in steps}
+        self._variants = {name: used[name][:VALUES] for name in steps}
+        self._order = topological([variant.node for several in self._variants.values() for variant in several])
         self._deltas = frozenset(i for i, facts in plan.facts.items() if facts.delta)
         self._values = _values(plan)
         self._depends = _dependence(self._order)
@@ -63,13 +68,26 @@ class Steps:
             try:
                 lines, identity = self._forms(name)
             except RecipeError:  # values that no tensor has may not add up
-                yield {"name": name, "forms": [], "same_as": None}
+                yield {"name": name, "forms": [], "same_as": None, "more": 0}
                 continue
             first = seen.setdefault(identity, name)
-            yield {"name": name, "forms": lines, "same_as": first if first != name else None}
+            same_as = first if first != name else None
+            yield {"name": name, "forms": lines, "same_as": same_as, "more": self._more[name]}
 
     def _forms(self, name: str) -> tuple[list[dict[str, str]], object]:
-        node = self._nodes[name]
+        lines: list[dict[str, str]] = []
+        identity: list[object] = []
+        for variant in self._variants[name]:
+            here, what = self._variant_forms(name, variant.node)
+            for line in here:
+                where = [part for part in (variant.where, line["where"].removeprefix("where ")) if part]
+                lines.append({**line, "where": f"where {', '.join(where)}" if variant.where else line["where"]})
+            identity.append(what)
+        if self._more[name]:
+            identity.append(name)  # what is left out may differ
+        return lines, tuple(identity)
+
+    def _variant_forms(self, name: str, node: Node) -> tuple[list[dict[str, str]], object]:
         dtype = node.dtype if isinstance(node, Round) else None
         profiles, parts = self._depends[id(node)]
         usual = {name: values[0] for name, values in self._values.items()}
@@ -132,10 +150,9 @@ def _dependence(order: Sequence[Node]) -> dict[int, tuple[frozenset[str], frozen
         for inner in node.inputs():
             profiles |= found[id(inner)][0]
             parts |= found[id(inner)][1]
-        if isinstance(node, Sum):
-            for share, _ in node.terms:
-                profiles |= profiles_in(share) if isinstance(share, Varying) else set()
-        elif isinstance(node, Replace):
+        for number in node.numbers():
+            profiles |= profiles_in(number) if isinstance(number, Varying) else set()
+        if isinstance(node, Replace):
             parts |= {part for part, _ in node.parts}
         found[id(node)] = (frozenset(profiles), frozenset(parts))
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from mergeflow.cli import options
+from mergeflow.cli.kinds import kind_rows, told_kind
 from mergeflow.cli.text import listed, plural, print_json, table
 from mergeflow.tensors import TensorSpec, human_bytes
 
@@ -37,25 +38,27 @@ def command(file: Path, tensors: bool, as_json: bool) -> None:
 
 def look(file: Path) -> dict[str, Any]:
     """All that the header says and implies."""
-    from mergeflow.arch import recognise, variant
+    from mergeflow.arch import understand, variant
     from mergeflow.formats.contents import read_contents
     from mergeflow.plan.embed import DIGEST, GRAPH
+    from mergeflow.provenance.claims import claims_of
 
     contents = read_contents(file)
     stored = list(contents.tensors.values())
-    architecture, why, aliases = recognise({t.name: t.shape for t in stored})
+    header = understand({t.name: t.shape for t in stored}, contents.other, contents.extras)
+    architecture, aliases = header.architecture, header.aliases
     renamed = [aliases.get(t.name) for t in stored]
     specs = [
         TensorSpec(a.name if a else t.name, t.dtype, a.shape if a else t.shape, t.start)
         for t, a in zip(stored, renamed, strict=True)
     ]
     special, _ = variant({t.name: t.shape for t in specs})
-    metadata = dict(contents.metadata)
+    metadata = dict(claims_of(file, contents.metadata))
     return {
         "file": str(file),
         "container": contents.container,
         "files": len(contents.files),
-        "kind": ", ".join(contents.other),
+        "kind": told_kind(header.kind),
         "variant": special,
         "renamed": len(aliases),
         "extras": dict(contents.extras),
@@ -64,7 +67,7 @@ def look(file: Path) -> dict[str, Any]:
         "dtypes": _sums((t.dtype.label, t) for t in specs),
         "architecture": architecture.name,
         "architecture_title": architecture.title,
-        "architecture_reason": why,
+        "architecture_reason": header.reason,
         "components": _sums((architecture.component(t.name) or "(none)", t) for t in specs)
         if architecture.component_names
         else {},
@@ -90,10 +93,11 @@ def _sums(labelled: Iterator[tuple[str, TensorSpec]]) -> dict[str, dict[str, int
 def _graph(text: str) -> dict[str, Any] | None:
     """The embedded normal forms; None where there are none that this version can read."""
     from mergeflow.plan.embed import SCHEMA as GRAPH_SCHEMA
+    from mergeflow.plan.embed import SCHEMA_APPLIED
 
     try:
         graph = json.loads(text)
-        known = graph["schema"] == GRAPH_SCHEMA
+        known = graph["schema"] in (GRAPH_SCHEMA, SCHEMA_APPLIED)
     except (ValueError, TypeError, KeyError):
         return None
     return graph if known else None
@@ -111,8 +115,7 @@ def _lines(data: dict[str, Any], tensors: bool) -> Iterator[str]:
         ("dtypes", _shares(data["dtypes"])),
         ("architecture", f"{title}: {data['architecture_reason']}"),
     ]
-    if data["kind"]:
-        facts.append(("recognised", f"as {data['kind']}, not as a whole model"))
+    facts += kind_rows(data["kind"])
     if data["variant"]:
         facts.append(("variant", data["variant"]))
     if data["renamed"]:
@@ -144,14 +147,15 @@ def _made_of(graph: Mapping[str, Any], count: int) -> Iterator[str]:
     from mergeflow.plan.text import join_terms
 
     forms: list[Any] = graph["forms"]
-    leaves = list(dict.fromkeys(name for form in forms for _, name in form["terms"]))
+    leaves = list(dict.fromkeys(name for form in forms for _, name in form.get("terms", ())))
     label = {digest: f"s{i}" for i, digest in enumerate((n for n in leaves if n.startswith("b3:")), 1)}
     rounded = {name: f"r{i}" for i, name in enumerate((n for n in leaves if n.startswith("round ")), 1)}
+    applied = {name: f"m{i}" for i, name in enumerate((n for n in leaves if n.startswith("apply ")), 1)}
+    short_for = {**label, **rounded, **applied}
 
     def shown(number: int) -> str:
         over = int(forms[number]["over"])
-        names = {**label, **rounded}
-        return join_terms([(Fraction(int(n), over), names.get(name, name)) for n, name in forms[number]["terms"]])
+        return join_terms([(Fraction(int(n), over), short_for.get(name, name)) for n, name in forms[number]["terms"]])
 
     others: dict[str, list[str]] = graph.get("others", {})
     usual = count - sum(map(len, others.values()))
@@ -161,12 +165,21 @@ def _made_of(graph: Mapping[str, Any], count: int) -> Iterator[str]:
     for name, short in rounded.items():
         _, dtype, inner = name.split(" ")
         rows.append((short, f"= {shown(int(inner))}, rounded to {dtype}"))
+    rows += [(short, f"= {_call(forms[int(name.split(' ')[1])], shown)}") for name, short in applied.items()]
     if "policy" in graph:
         rows.append((f"policy {graph['policy']}", "each step rounded in its tensors' own dtypes"))
     yield from table(rows)
     first = graph["primary"]
     sources = [(name, digest, "the first model" if digest == first else "") for digest, name in label.items()]
     yield from table(sources, limit=80)
+
+
+def _call(entry: Mapping[str, Any], shown: Callable[[int], str]) -> str:
+    """An applied method: its operands, with weights that are not 1, and its arguments."""
+    operands = [shown(n) if weight == "1" else f"({shown(n)}) @ {weight}" for weight, n in entry["to"]]
+    rest = {key: value for key, value in entry.items() if key not in ("apply", "version", "source", "to")}
+    arguments = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in rest.items()]
+    return f"{entry['apply']}({', '.join([*operands, *arguments])})"
 
 
 def _short(n: int) -> str:

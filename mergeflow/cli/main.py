@@ -22,6 +22,7 @@ SECTIONS = {
         "explain": "say why each output would be built, or not",
         "graph": "draw what is made of what",
         "clean": "remove built outputs",
+        "cache": "show and limit what is kept of intermediate results",
         "init": "write a recipe to start from",
     },
     "Model files": {

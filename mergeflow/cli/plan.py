@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
 SCHEMA = "mergeflow/plan/1"
 STEPS = 40  # shown without --all
+OUTPUTS = 20  # of one entry with sweeps
 FORMS = 4
+SWEPT = 8  # values of a sweep
 BLOCK_LINE = 76  # characters of a line of blocks
 
 
@@ -52,13 +55,13 @@ def show(plan: Plan, screen: Screen, *, as_json: bool, everything: bool = False)
     if as_json:
         print_json(SCHEMA, **data, warnings=screen.warnings)
     else:
-        click.echo("\n".join(_lines(data)))
+        click.echo("\n".join(_lines(data, everything=everything)))
 
 
-def _lines(data: dict[str, Any]) -> Iterator[str]:
+def _lines(data: dict[str, Any], *, everything: bool) -> Iterator[str]:
     yield "sources"
     yield from table(_sources(data), right=(2, 3))
-    if data["params"] or data["profiles"]:
+    if data["params"] or data["profiles"] or data["sweeps"]:
         yield from ("", "params")
         yield from table(_params(data))
     if data["steps"]:
@@ -69,8 +72,7 @@ def _lines(data: dict[str, Any]) -> Iterator[str]:
     if data["unused_steps"]:
         yield f"  used by none of these outputs: {listed(data['unused_steps'])}"
     yield from ("", "outputs")
-    for output in data["outputs"]:
-        yield from _output(output)
+    yield from _outputs(data["outputs"], None if everything else OUTPUTS)
     for note in data["notes"]:
         yield f"  note: {note}"
     building = [o for o in data["outputs"] if o["build"]]
@@ -89,6 +91,9 @@ def _sources(data: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def _params(data: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    for name, values in data["sweeps"].items():
+        shown = [text if label == text else f"{label or repr(label)} ({text})" for label, text in values.items()]
+        yield name, f"= {listed(shown, SWEPT)}"
     for name, value in data["params"].items():
         yield name, f"= {value}"
     for name, profile in data["profiles"].items():
@@ -127,11 +132,31 @@ def _steps(data: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         else:
             for i, line in enumerate(step["forms"]):
                 yield "" if i else step["name"], f"= {line['form']}" + (f"  ({line['where']})" if line["where"] else "")
+            if step["more"]:
+                yield "", f"= … for {step['more']:,} more"
 
 
-def _output(output: dict[str, Any]) -> Iterator[str]:
+def _outputs(outputs: Sequence[dict[str, Any]], most: int | None) -> Iterator[str]:
+    """Each output; of those of one entry with sweeps the first to be built in full, of the others what differs."""
+    seen: Counter[str] = Counter()
+    told: set[str] = set()  # of which templates
+    for output in outputs:
+        template = output["template"]
+        seen[template] += 1
+        if most is None or seen[template] <= most:
+            yield from _output(output, brief=template in told)
+            told |= {template} if output["build"] else set()
+    for template, count in seen.items():
+        if most is not None and count > most:
+            yield f"  … and {count - most:,} more of {template} (--all shows them)"
+
+
+def _output(output: dict[str, Any], *, brief: bool) -> Iterator[str]:
     verb = "build" if output["build"] else "keep "
     yield f"  {verb}  {output['path']}: {output['reason']}"
+    if output["sweep"]:
+        here = (f"{name} = {label or repr(label)}" for name, label in output["sweep"].items())
+        yield f"         where {', '.join(here)}"
     if not output["build"]:
         yield from (f"         note: {warning}" for warning in output["warnings"])
         return
@@ -142,6 +167,13 @@ def _output(output: dict[str, Any]) -> Iterator[str]:
         yield f"         = … {len(forms) - FORMS:,} more forms"
     if output["policy"] != "exact":
         yield f"         policy {output['policy']}: step by step, each operation rounded in its tensors' own dtype"
+    if not brief:
+        yield from _how(output)
+    yield from (f"         note: {warning}" for warning in output["warnings"])
+
+
+def _how(output: dict[str, Any]) -> Iterator[str]:
+    """What is the same for all outputs of a sweep, or nearly."""
     counts = output["tensors"]
     how = [f"{counts[word]:,} {word}" for word in ("computed", "cast", "copied", "zero") if counts.get(word)]
     kind = "a difference; " if output["kind"] == "delta" else ""
@@ -154,4 +186,3 @@ def _output(output: dict[str, Any]) -> Iterator[str]:
         f"         on {place['device']}: {plural(place['workers'], 'worker')}, {tile}, "
         f"at most {human_bytes(place['peak'])} of memory"
     )
-    yield from (f"         note: {warning}" for warning in output["warnings"])

@@ -78,6 +78,7 @@ def command(files: tuple[Path, ...], recipe: Path | None, lock_file: Path | None
 
 def _recipe(recipe: Path, lock: Lock | None, screen: Screen, given: dict[str, Any]) -> Iterator[Verdict]:
     """The outputs of a recipe; and its sources, where a lock says what they must be."""
+    from mergeflow.build.targets import file_of
     from mergeflow.provenance import lock as locks
 
     project, _ = options.open_project((str(recipe),), screen, **given)
@@ -91,7 +92,7 @@ def _recipe(recipe: Path, lock: Lock | None, screen: Screen, given: dict[str, An
         for path in project.bound.outputs:
             output = lock.outputs.get(path) if lock else None
             expected = {output.digest: path} if output and output.digest else {}
-            yield check(project.settings.output_root / path, expected, screen, shown=path)
+            yield check(file_of(project.bound, path, project.settings.output_root), expected, screen, shown=path)
 
 
 def expected_of(lock: Lock | None, file: Path) -> dict[str, str]:
@@ -108,6 +109,7 @@ def check(file: Path, expected: dict[str, str], screen: Screen, shown: str = "")
     """Read one file whole and judge it. `expected`: the digests that a lock allows it, none where no lock knows it."""
     from mergeflow.build.machine import budget
     from mergeflow.plan.embed import DIGEST
+    from mergeflow.provenance.claims import claims_of
     from mergeflow.sources.identify import identify
 
     name = shown or str(file)
@@ -117,7 +119,7 @@ def check(file: Path, expected: dict[str, str], screen: Screen, shown: str = "")
         return Verdict(name, MISSING, "there is no such file")
     except MergeflowError as error:
         return Verdict(name, DAMAGED, error.message.removeprefix(f"{file}: "))
-    digest, claimed = found.model, found.metadata.get(DIGEST)
+    digest, claimed = found.model, claims_of(file, found.metadata).get(DIGEST)
     if claimed is not None and claimed != digest:
         return Verdict(name, DAMAGED, f"its tensors are {_short(digest)}, it claims to be {_short(claimed)}", digest)
     if expected and digest not in expected:

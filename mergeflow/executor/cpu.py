@@ -14,7 +14,7 @@ from typing import final
 import numpy as np
 import torch
 
-from mergeflow.executor.device import Bytes, Device, Worker, allocate, buffer_sizes
+from mergeflow.executor.device import Bytes, Device, Room, Worker, allocate
 from mergeflow.formats.scan import e4m3_table
 from mergeflow.plan.place import Placement, tile_for
 from mergeflow.plan.program import Op, Program
@@ -57,20 +57,20 @@ class _Sum:
 
 @final
 class CpuWorker(Worker):
-    def __init__(self, programs: Sequence[Program], placement: Placement) -> None:
+    def __init__(self, placement: Placement, room: Room) -> None:
         torch.set_num_threads(1)  # per thread: each worker is one core
         self._placement = placement
-        self._slots = [allocate(n) for n in buffer_sizes(programs, placement)]
-        self.out = allocate(placement.unit)
+        self._slots = [allocate(n) for n in room.slots]
+        self.out = allocate(room.out)
         self._scratch: dict[tuple[str, DType], torch.Tensor] = {}
         self._views: dict[tuple[int, DType, int], Views] = {}
-        self._compiled: dict[Program, tuple[int, list[_Sum]]] = {}
+        self._compiled: dict[tuple[Program, tuple[int, ...]], tuple[int, list[_Sum]]] = {}
 
     def slot(self, i: int) -> Bytes:
         return self._slots[i]
 
-    def run(self, program: Program, elements: int) -> None:
-        tile, sums = self._compile(program)
+    def run(self, program: Program, slots: Sequence[int], elements: int) -> None:
+        tile, sums = self._compile(program, tuple(slots))
         full, rest = divmod(elements, tile)
         for k in range(full):
             for s in sums:
@@ -79,8 +79,8 @@ class CpuWorker(Worker):
             for s in sums:
                 _run_part(s, full, rest)
 
-    def lost_before_rounding(self, program: Program, elements: int) -> int:
-        tile, sums = self._compile(program)
+    def lost_before_rounding(self, program: Program, slots: Sequence[int], elements: int) -> int:
+        tile, sums = self._compile(program, tuple(slots))
         lost = 0
         for k in range(-(-elements // tile)):
             n = min(tile, elements - k * tile)
@@ -89,20 +89,21 @@ class CpuWorker(Worker):
             lost += int(np.count_nonzero(~np.isfinite(sums[-1].total[:n].numpy())))
         return lost
 
-    def _compile(self, program: Program) -> tuple[int, list[_Sum]]:
-        found = self._compiled.get(program)
+    def _compile(self, program: Program, slots: tuple[int, ...]) -> tuple[int, list[_Sum]]:
+        found = self._compiled.get((program, slots))
         if found is not None:
             return found
         tile = min(tile_for(op.compute, self._placement) for op in program.ops)
-        count = -(-self._placement.unit // program.out.size // tile)
-        operands: list[tuple[DType, Views]] = [(d, self._tiles(i, d, tile)) for i, d in enumerate(program.inputs)]
+        count = -(-self.out.size // program.out.size // tile)
+        inputs = zip(program.inputs, slots, strict=True)
+        operands: list[tuple[DType, Views]] = [(d, self._tiles(slot, d, tile)) for d, slot in inputs]
         sums = []
         for number, op in enumerate(program.ops):
             last = number == len(program.ops) - 1
             result = self._tiles(-1, op.to, tile) if last else [self._tile(f"result {number}", op.to, tile)] * count
             sums.append(self._sum(op, operands, result, tile))
             operands.append((op.to, result))
-        self._compiled[program] = tile, sums
+        self._compiled[program, slots] = tile, sums
         return tile, sums
 
     def _sum(self, op: Op, operands: Sequence[tuple[DType, Views]], result: Views, tile: int) -> _Sum:
@@ -147,8 +148,8 @@ class CpuWorker(Worker):
 class CpuDevice(Device):
     name = "cpu"
 
-    def worker(self, programs: Sequence[Program], placement: Placement) -> Worker:
-        return CpuWorker(programs, placement)
+    def worker(self, placement: Placement, room: Room) -> Worker:
+        return CpuWorker(placement, room)
 
 
 def _run_full(s: _Sum, k: int) -> None:

@@ -1,10 +1,11 @@
 """What a device is to the executor: something that hands out workers, each with buffers of its own.
 
-A worker is used by one thread. The loop fills the buffers of a program's inputs, calls `run`, and takes the result
-out of `out`. The contract, which one suite of tests holds every device to:
+A worker is used by one thread. The loop fills slots, calls `run` for each program that is to be made from them, and
+takes the result out of `out`. The contract, which one suite of tests holds every device to:
 
-- `slot(i)` and `out` are byte buffers of at least the sizes the placement implies, and stay the same objects;
-- `run(program, n)` reads the first n elements of each input and writes exactly the first n of `out`;
+- `slot(i)` and `out` are byte buffers of the sizes that were asked for, and stay the same objects;
+- `run(program, slots, n)` reads the first n elements of `slot(slots[i])` as the program's input i, and writes exactly
+  the first n elements of `out`;
 - it may be called with any program of the plan, in any order, and keeps nothing from one call to the next.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,13 @@ from mergeflow.plan.program import Program
 Bytes = npt.NDArray[np.uint8]
 
 
+class Room(NamedTuple):
+    """Sizes of a worker's buffers, in bytes: each slot, and the largest piece of an output."""
+
+    slots: tuple[int, ...]
+    out: int
+
+
 class Worker(ABC):
     """Buffers and compute for one thread."""
 
@@ -30,14 +38,14 @@ class Worker(ABC):
 
     @abstractmethod
     def slot(self, i: int) -> Bytes:
-        """The buffer that input i of a program is to be read into."""
+        """The buffer number i that inputs are read into."""
 
     @abstractmethod
-    def run(self, program: Program, elements: int) -> None:
-        """Compute the first `elements` of the output from the inputs' buffers."""
+    def run(self, program: Program, slots: Sequence[int], elements: int) -> None:
+        """Compute the first `elements` of the output from the buffers of the inputs."""
 
     @abstractmethod
-    def lost_before_rounding(self, program: Program, elements: int) -> int:
+    def lost_before_rounding(self, program: Program, slots: Sequence[int], elements: int) -> int:
         """How many of the results were already not finite before the last rounding; called only when some are."""
 
 
@@ -47,7 +55,7 @@ class Device(ABC):
     name: str
 
     @abstractmethod
-    def worker(self, programs: Sequence[Program], placement: Placement) -> Worker:
+    def worker(self, placement: Placement, room: Room) -> Worker:
         """Buffers for one thread, large enough for any unit of the plan."""
 
 
@@ -57,15 +65,3 @@ def allocate(nbytes: int) -> Bytes:
     raw: npt.NDArray[Any] = np.empty(nbytes + page, np.uint8)
     skip = -raw.ctypes.data % page
     return raw[skip : skip + nbytes]
-
-
-def buffer_sizes(programs: Sequence[Program], placement: Placement) -> list[int]:
-    """Bytes needed for input 0, 1, … over all programs, a unit being `placement.unit` bytes of output."""
-    sizes: list[int] = []
-    for program in programs:
-        elements = placement.unit // program.out.size
-        for i, dtype in enumerate(program.inputs):
-            if i == len(sizes):
-                sizes.append(0)
-            sizes[i] = max(sizes[i], elements * dtype.size)
-    return sizes

@@ -6,24 +6,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
-from mergeflow.executor.device import Bytes, Device, Worker, allocate, buffer_sizes
+from mergeflow.executor.device import Bytes, Device, Room, Worker, allocate
 from mergeflow.plan.place import Placement
 from mergeflow.plan.program import Program
 
 
 @final
 class NullWorker(Worker):
-    def __init__(self, programs: Sequence[Program], placement: Placement) -> None:
-        self._slots = [allocate(n) for n in buffer_sizes(programs, placement)]
-        self.out = allocate(placement.unit)
+    def __init__(self, room: Room) -> None:
+        self._slots = [allocate(n) for n in room.slots]
+        self.out = allocate(room.out)
 
     def slot(self, i: int) -> Bytes:
         return self._slots[i]
 
-    def run(self, program: Program, elements: int) -> None:
+    def run(self, program: Program, slots: Sequence[int], elements: int) -> None:
         self.out[: elements * program.out.size] = 0
 
-    def lost_before_rounding(self, program: Program, elements: int) -> int:
+    def lost_before_rounding(self, program: Program, slots: Sequence[int], elements: int) -> int:
         return 0
 
 
@@ -31,5 +31,5 @@ class NullWorker(Worker):
 class NullDevice(Device):
     name = "null"
 
-    def worker(self, programs: Sequence[Program], placement: Placement) -> Worker:
-        return NullWorker(programs, placement)
+    def worker(self, placement: Placement, room: Room) -> Worker:
+        return NullWorker(room)

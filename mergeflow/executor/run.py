@@ -1,151 +1,242 @@
-"""The loop: units of one output, read, computed, hashed and written by several workers, then published.
+"""The loop: units of outputs that share their sources, read, computed, hashed and written by several workers.
 
-Workers share a queue and nothing else. Memory is workers × buffers, whatever the model's size.
+Workers share a queue and nothing else. Memory is workers × buffers, whatever the model's size. Each output is
+published on its own, when all of it is written.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mergeflow.digest import printable
 from mergeflow.errors import IntegrityError, MergeflowError
 from mergeflow.events import PhaseEnded, PhaseStarted, Progressed, Reporter, Warned
-from mergeflow.executor.device import Bytes, Device, Worker
-from mergeflow.formats.files import Fingerprint, PartFile, clear_dead_parts
+from mergeflow.executor.device import Bytes, Device, Room, Worker
+from mergeflow.executor.kept import damaged_names, open_kept, without
+from mergeflow.executor.nonfinite import make_canonical
+from mergeflow.executor.wide import run_wide
+from mergeflow.formats.files import Fingerprint, clear_dead_parts
 from mergeflow.formats.many import ReadFiles
-from mergeflow.formats.scan import Content, Scan, count_nonfinite
+from mergeflow.formats.output import OutputFiles
+from mergeflow.formats.scan import Content, Scan
 from mergeflow.formats.workers import Queue, drain
-from mergeflow.plan.embed import DIGEST
+from mergeflow.plan.jobs import Job
 from mergeflow.plan.planner import OutputPlan, Plan
 from mergeflow.plan.program import CONSTANT, COPY, ZERO, Program
-from mergeflow.plan.units import Unit
-from mergeflow.tensors import DType
+from mergeflow.plan.units import Part, Unit, largest_part, slot_sizes
 
-_NAN = {  # one bit pattern each: vectorised and scalar casts write different ones
-    DType.F64: 0x7FF8_0000_0000_0000,
-    DType.F32: 0x7FC0_0000,
-    DType.F16: 0x7E00,
-    DType.BF16: 0x7FC0,
-    DType.F8_E4M3: 0x7F,
-    DType.F8_E5M2: 0x7E,
-}
-_UNSIGNED = {8: np.uint64, 4: np.uint32, 2: np.uint16, 1: np.uint8}
-_INFINITY = {
-    DType.F64: 0x7FF0_0000_0000_0000,
-    DType.F32: 0x7F80_0000,
-    DType.F16: 0x7C00,
-    DType.BF16: 0x7F80,
-    DType.F8_E4M3: 0x7E,  # it has none: everything above the largest number is NaN
-    DType.F8_E5M2: 0x7C,
-}
+if TYPE_CHECKING:
+    from mergeflow.executor.stages import Stages
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A published output: its content and the fingerprint of the file after the rename. `lost`: results that are not
+    """A published output: its content and the fingerprints of its files after the rename. `lost`: results that are not
     finite; `overflowed`: those of them that only the output's dtype could not hold."""
 
     content: Content
-    at: Fingerprint
+    at: tuple[Fingerprint, ...]
     lost: int
     overflowed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """One pass: what came of each output, in their order, and the bytes that were read of sources and of what earlier
+    builds have left."""
+
+    results: tuple[Written | MergeflowError, ...]
     bytes_read: int
+    bytes_kept: int
 
 
 @dataclass(slots=True)
-class _Counts:
-    lock: threading.Lock
+class _Sink:
+    """An output on its way."""
+
+    output: OutputPlan
+    part: OutputFiles
+    scan: Scan
     lost: int = 0
     overflowed: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, lost: int, early: int) -> None:
+        """Results that are not finite, and how many of them were not before the last rounding either."""
+        with self.lock:
+            self.lost += lost
+            self.overflowed += max(0, lost - early)
 
 
-def write_output(
+def write_outputs(
     plan: Plan,
-    output: OutputPlan,
+    outputs: Sequence[OutputPlan],
     device: Device,
     report: Reporter,
     expected: Mapping[int, tuple[Fingerprint, ...]],
-    check: Callable[[str], None] = lambda digest: None,
-) -> Written:
-    """Make one output. `expected` is what each source's files looked like when it was identified; `check` is given the
-    result's digest before it is published, and may raise.
+    check: Callable[[OutputPlan, str], None] = lambda output, digest: None,
+) -> Finished:
+    """Make outputs in one pass over their sources. `expected` is what each source's files looked like when it was
+    identified; `check` is given each result's digest before it is published, and may raise.
+
+    An output that cannot be published (a check, a full disk, `nonfinite: error`) is an error in the results; the
+    others are not touched by it.
 
     Raises:
-        IntegrityError: a source is not the file that was planned with.
-        ResourceError: disk or memory.
-        MergeflowError: the result is not finite and the recipe says `nonfinite: error`.
+        IntegrityError: a source is not the file that was planned with; no output is published.
+        ResourceError: disk or memory, before anything is made.
     """
-    assert output.placement is not None
-    placement = output.placement
-    clear_dead_parts(output.target.parent)
-    counts = _Counts(threading.Lock())
     with ExitStack() as stack:
-        part = stack.enter_context(PartFile(output.target, output.layout.file_size))
-        files = _open(stack, plan, output, expected)
-        scan = Scan(output.layout.tensors, samples=False)
-        report(PhaseStarted("merging", output.path, output.layout.file_size))
-
-        def start() -> Callable[[Unit], None]:
-            worker = device.worker(plan.programs, placement)
-
-            def work(unit: Unit) -> None:
-                run_unit(unit, worker, plan.programs, files, part, scan, counts)
-                report(Progressed(unit.block.nbytes))
-
-            return work
-
-        drain(Queue(plan.units(output)), start, placement.workers)
-        for file in files.values():
+        sinks = []
+        for output in outputs:
+            part = stack.enter_context(OutputFiles(output.target, output.layout))
+            sinks.append(_Sink(output, part, Scan(output.layout.tensors, samples=False)))
+        sources = _open_sources(stack, plan, outputs, expected)
+        with ExitStack() as kept_stack:  # closed before anything is published: it may take the place of these
+            kept = open_kept(kept_stack, plan.kept_files, plan.first_kept)
+            for folder in dict.fromkeys(output.target.parent for output in outputs):
+                clear_dead_parts(folder)
+            outputs = [without(output, kept, plan.first_kept) for output in outputs]
+            name = outputs[0].path if len(outputs) == 1 else f"{len(outputs)} outputs"
+            report(PhaseStarted("merging", name, sum(output.layout.file_size for output in outputs)))
+            _make(plan, outputs, None, device, report, {**sources, **kept}, sinks)
+            bytes_kept = sum(f.bytes_read for f in kept.values())
+        damaged = [damaged_names(output, sink.scan) for output, sink in zip(outputs, sinks, strict=True)]
+        if any(damaged):
+            count = sum(map(len, damaged))
+            what = "1 tensor of an earlier build is" if count == 1 else f"{count:,} tensors of earlier builds are"
+            report(Warned(f"{what} damaged: computed again"))
+            again = [replace(output, kept={}) for output in outputs]
+            _make(plan, again, damaged, device, report, sources, sinks)
+        for file in sources.values():
             file.check_unchanged()
-        _judge(plan, output, counts, report)
-        content = scan.finish()
-        header = output.layout.header_with({**output.layout.metadata, DIGEST: printable(content.model)})
-        part.write(memoryview(header), 0)
-        check(printable(content.model))
-        at = part.commit()
-        report(PhaseEnded("merging", output.path))
-        return Written(content, at, counts.lost, counts.overflowed, sum(f.bytes_read for f in files.values()))
+        results = tuple(_publish(plan, sink, report, check) for sink in sinks)
+        report(PhaseEnded("merging", name))
+        return Finished(results, sum(f.bytes_read for f in sources.values()), bytes_kept)
+
+
+def _make(
+    plan: Plan,
+    outputs: Sequence[OutputPlan],
+    only: Sequence[Collection[str]] | None,
+    device: Device,
+    report: Reporter,
+    files: Mapping[int, ReadFiles],
+    sinks: Sequence[_Sink],
+) -> None:
+    """Do all the work of these outputs, or of some of their tensors."""
+    placement = outputs[0].placement
+    assert placement is not None
+    jobs, units = plan.work(outputs, only)
+    room = Room(tuple(slot_sizes(units)), max(largest_part(units), 1))
+
+    def start() -> Callable[[Unit | Job], None]:
+        worker = device.worker(placement, room)
+        stages: list[Stages] = []  # made when there is a job
+
+        def do(unit: Unit | Job) -> None:
+            if isinstance(unit, Job):
+                stages[:] = stages or [_stages(plan, placement.keep)]
+                run_job(unit, stages[0], files, sinks[unit.output], report)
+                return
+            run_unit(unit, worker, plan.programs, files, sinks)
+            report(Progressed(sum(part.block.nbytes for part in unit.parts)))
+
+        return do
+
+    work: list[Unit | Job] = [*jobs, *units]
+    drain(Queue(work), start, placement.workers)
 
 
 def run_unit(
-    unit: Unit, worker: Worker, programs: Sequence[Program], files: Mapping[int, ReadFiles], part: PartFile,
-    scan: Scan, counts: _Counts,
-) -> None:  # fmt: skip
-    """Read, compute, hash, write: a plain function of a tuple of numbers, for whatever runs it."""
-    if unit.wide is not None:
-        data = _run_wide(unit, worker, programs[unit.program], files, counts)
-    elif unit.program == COPY:
-        for read in unit.reads:
-            files[read.source].read_into(worker.out[read.at : read.at + read.nbytes].data, read.offset)
-        data = worker.out[: unit.block.nbytes]
-    elif unit.program == CONSTANT:
-        data = np.frombuffer(bytearray(unit.data), np.uint8)
-    elif unit.program == ZERO:
-        data = worker.out[: unit.block.nbytes]
-        data[:] = 0
+    unit: Unit, worker: Worker, programs: Sequence[Program], files: Mapping[int, ReadFiles], sinks: Sequence[_Sink]
+) -> None:
+    """Read, then compute, hash and write each part: a plain function of a tuple of numbers, for whatever runs it."""
+    if unit.parts[0].wide is not None:
+        _wide_unit(unit, worker, programs, files, sinks)
+        return
+    for slot, source, offset, nbytes, at in unit.reads:
+        files[source].read_into(worker.slot(slot)[at : at + nbytes].data, offset)
+    for part in unit.parts:
+        sink = sinks[part.output]
+        data = _made(part, worker, programs, unit.elements)
+        lost = sink.scan.add(data, part.block)
+        if lost and part.program >= 0:
+            sink.count(lost, worker.lost_before_rounding(programs[part.program], part.slots, unit.elements))
+            if make_canonical(data, programs[part.program].out):
+                sink.scan.add(data, part.block)
+        _write(data, part, sink)
+
+
+def _stages(plan: Plan, keep: int) -> Stages:
+    from mergeflow.executor.stages import Stages  # imports torch, which sums do without
+
+    return Stages(plan.staged, keep)
+
+
+def run_job(job: Job, stages: Stages, files: Mapping[int, ReadFiles], sink: _Sink, report: Reporter) -> None:
+    """A tensor with kernels in its program, from its first pass to its last piece."""
+    tensor = stages.run(job, files)
+    for piece in tensor.pieces():
+        lost = sink.scan.add(piece.data, piece.block)
+        if lost:
+            sink.count(lost, tensor.lost_before_rounding(piece))
+            if make_canonical(piece.data, job.dtype):
+                sink.scan.add(piece.data, piece.block)
+        sink.part.write(piece.data.data, piece.block.offset)
+        sink.part.write_back(piece.block.offset, piece.block.nbytes)
+        report(Progressed(piece.block.nbytes))
+
+
+def _made(part: Part, worker: Worker, programs: Sequence[Program], elements: int) -> Bytes:
+    """The bytes of one part."""
+    nbytes = part.block.nbytes
+    if part.program == COPY:
+        return worker.slot(part.slots[0])[:nbytes]
+    if part.program == CONSTANT:
+        return np.frombuffer(part.data, np.uint8)
+    if part.program == ZERO:
+        worker.out[:nbytes] = 0
     else:
-        for read in unit.reads:
-            files[read.source].read_into(worker.slot(read.slot)[read.at : read.at + read.nbytes].data, read.offset)
-        worker.run(programs[unit.program], unit.elements)
-        data = worker.out[: unit.block.nbytes]
-    lost = scan.add(data, unit.block)
-    computed = unit.program >= 0 and unit.wide is None
-    if lost and computed and _settle(data, lost, worker, programs[unit.program], unit.elements, counts):
-        scan.add(data, unit.block)
-    part.write(data.data, unit.block.offset)
-    part.write_back(unit.block.offset, unit.block.nbytes)
+        worker.run(programs[part.program], part.slots, elements)
+    return worker.out[:nbytes]
 
 
-def _open(
-    stack: ExitStack, plan: Plan, output: OutputPlan, expected: Mapping[int, tuple[Fingerprint, ...]]
-) -> Mapping[int, ReadFiles]:
+def _wide_unit(
+    unit: Unit, worker: Worker, programs: Sequence[Program], files: Mapping[int, ReadFiles], sinks: Sequence[_Sink]
+) -> None:
+    raw = {}
+    for slot, source, offset, nbytes, _ in unit.reads:
+        raw[slot] = np.empty(nbytes, np.uint8)
+        files[source].read_into(raw[slot].data, offset)
+    for part in unit.parts:
+        sink = sinks[part.output]
+
+        def settle(lost: int, program: Program, slots: tuple[int, ...], elements: int, sink: _Sink = sink) -> None:
+            sink.count(lost, worker.lost_before_rounding(program, slots, elements))
+
+        data = run_wide(part, worker, programs[part.program], raw, settle)
+        sink.scan.add(data, part.block)
+        _write(data, part, sink)
+
+
+def _write(data: Bytes, part: Part, sink: _Sink) -> None:
+    sink.part.write(data.data, part.block.offset)
+    sink.part.write_back(part.block.offset, part.block.nbytes)
+
+
+def _open_sources(
+    stack: ExitStack, plan: Plan, outputs: Sequence[OutputPlan], expected: Mapping[int, tuple[Fingerprint, ...]]
+) -> dict[int, ReadFiles]:
+    """All sources of these outputs, those too of which an earlier build has left all that is needed."""
     files = {}
-    for i in sorted({source for w in output.works for source, _ in w.reads}):
+    for i in sorted({source for output in outputs for w in output.works for source, _ in w.reads}):
         file = stack.enter_context(ReadFiles(plan.facts[i].files))
         if file.opened != expected[i]:
             raise IntegrityError(f"{plan.facts[i].name}: its file changed after it was hashed", hint="build again")
@@ -153,89 +244,30 @@ def _open(
     return files
 
 
-def _settle(data: Bytes, lost: int, worker: Worker, program: Program, elements: int, counts: _Counts) -> bool:
-    """Count results that are not finite, and give each NaN the one bit pattern; True when there was one."""
-    early = worker.lost_before_rounding(program, elements)
-    with counts.lock:
-        counts.lost += lost
-        counts.overflowed += max(0, lost - early)
-    return _canonical_nan(data, program.out)
+def _publish(
+    plan: Plan, sink: _Sink, report: Reporter, check: Callable[[OutputPlan, str], None]
+) -> Written | MergeflowError:
+    """What is around the tensors, which needs the digest of what was written, and the final names."""
+    try:
+        _judge(plan, sink, report)
+        content = sink.scan.finish()
+        digest = printable(content.model)
+        sink.part.finish(content.digests)
+        check(sink.output, digest)
+        return Written(content, sink.part.commit(), sink.lost, sink.overflowed)
+    except MergeflowError as error:
+        sink.part.discard()
+        return error
 
 
-def _run_wide(unit: Unit, worker: Worker, program: Program, files: Mapping[int, ReadFiles], counts: _Counts) -> Bytes:
-    """The first convolution of an inpainting model: the program on the channels that all models have, the rest the
-    primary's. Small enough to hold whole, a piece of the narrow part at a time through the worker's buffers."""
-    wide = unit.wide
-    assert wide is not None
-    assert unit.wide_dtype is not None
-    raw = {}
-    for read in unit.reads:
-        raw[read.slot] = np.empty(read.nbytes, np.uint8)
-        files[read.source].read_into(raw[read.slot].data, read.offset)
-    narrow = [
-        _channels(raw[i], wide.outer, dtype.size * wide.inner, wide.narrow, is_wide=is_wide, channels=wide.channels)
-        for i, (dtype, is_wide) in enumerate(zip(program.inputs, unit.wide_inputs, strict=True))
-    ]
-    total = wide.outer * wide.narrow * wide.inner
-    merged = np.empty(total * program.out.size, np.uint8)
-    step = min(
-        [worker.out.size // program.out.size, *(worker.slot(i).size // d.size for i, d in enumerate(program.inputs))]
-    )
-    for begin in range(0, total, step):
-        n = min(step, total - begin)
-        for i, dtype in enumerate(program.inputs):
-            worker.slot(i)[: n * dtype.size] = narrow[i][begin * dtype.size : (begin + n) * dtype.size]
-        worker.run(program, n)
-        piece = merged[begin * program.out.size : (begin + n) * program.out.size]
-        piece[:] = worker.out[: n * program.out.size]
-        if lost := count_nonfinite(piece, program.out):
-            _settle(piece, lost, worker, program, n, counts)
-    own = _recast(raw[len(program.inputs)], unit.wide_dtype, program.out)
-    result = own.reshape(wide.outer, wide.channels, wide.inner * program.out.size)
-    result[:, : wide.narrow] = merged.reshape(wide.outer, wide.narrow, wide.inner * program.out.size)
-    return result.reshape(-1)
-
-
-def _channels(raw: Bytes, outer: int, row: int, narrow: int, *, is_wide: bool, channels: int) -> Bytes:
-    if not is_wide:
-        return raw
-    return np.ascontiguousarray(raw.reshape(outer, channels, row)[:, :narrow]).reshape(-1)
-
-
-def _recast(raw: Bytes, source: DType, target: DType) -> Bytes:
-    """The primary's own values in the output's dtype, by the same arithmetic as any other cast."""
-    if source is target:
-        return raw.copy()
-    import torch
-
-    from mergeflow.executor.cpu import TORCH, store
-
-    wide = torch.from_numpy(raw).view(TORCH[source]).to(torch.float64)
-    result = torch.empty(wide.numel(), dtype=TORCH[target])
-    store(DType.F64, target)(result, wide)
-    recast: Bytes = result.view(torch.uint8).numpy()
-    _canonical_nan(recast, target)
-    return recast
-
-
-def _canonical_nan(data: Bytes, dtype: DType) -> bool:
-    """Give every NaN the one pattern; True when there was one."""
-    unsigned = _UNSIGNED[dtype.size]
-    values = data.view(unsigned)
-    magnitude = values & unsigned((1 << (8 * dtype.size - 1)) - 1)
-    nan = magnitude > unsigned(_INFINITY[dtype])
-    values[nan] = unsigned(_NAN[dtype])
-    return bool(nan.any())
-
-
-def _judge(plan: Plan, output: OutputPlan, counts: _Counts, report: Reporter) -> None:
+def _judge(plan: Plan, sink: _Sink, report: Reporter) -> None:
     """What to say, or do, about results that are not finite."""
     policy = plan.bound.recipe.options.nonfinite
-    if not counts.lost or policy == "allow":
+    if not sink.lost or policy == "allow":
         return
-    message = f"{output.path}: {counts.lost:,} values are NaN or infinite"
-    if counts.overflowed:
-        message += f"; {counts.overflowed:,} of them are too large for the output's dtype"
+    message = f"{sink.output.path}: {sink.lost:,} values are NaN or infinite"
+    if sink.overflowed:
+        message += f"; {sink.overflowed:,} of them are too large for the output's dtype"
     if policy == "error":
         raise MergeflowError(
             message, hint="a wider dtype may hold them; options: { nonfinite: warn } writes them all the same"

@@ -200,18 +200,12 @@ class PartFile:
 
     def __init__(self, final: Path, size: int) -> None:
         self.final, self.size = final, size
+        self.published = False  # whether the file has its final name
+        check_space(final, size)
         try:
-            there = next((folder for folder in final.parents if folder.exists()), final.parent)
-            free = _free_space(there)  # asked before anything is made
-            if size <= free:
-                final.parent.mkdir(parents=True, exist_ok=True)
+            final.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise explain_os_error(error, "making its folder", final) from error
-        if size > free:
-            raise ResourceError(
-                f"{final}: needs {human_bytes(size)}, the disk has {human_bytes(free)} free",
-                hint="free some space, or write it to another disk",
-            )
         self.path = final.parent / _part_name(final.name)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
         try:
@@ -242,18 +236,40 @@ class PartFile:
         if self._io is not None and not PORTABLE and (call := _sync_file_range()):
             call(self._io.fd, offset, nbytes, _WRITE_BACK)
 
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Fill `view` with what was written from `offset` on."""
+        assert self._io is not None
+        done, wanted = 0, view.nbytes
+        try:
+            while done < wanted:
+                n = self._io.read_into(view[done:] if done else view, offset + done)
+                if n == 0:
+                    raise IntegrityError(f"{self.path}: it was cut while it was being written")
+                done += n
+        except OSError as error:
+            raise explain_os_error(error, "reading it back", self.final) from error
+
     def commit(self) -> Fingerprint:
         """Sync, rename, sync the folder. What is returned was read after the rename, which changes ctime."""
+        self.seal()
+        return self.publish()
+
+    def seal(self) -> None:
+        """Sync what was written, under the temporary name."""
         assert self._io is not None
-        fd = self._io.fd
         try:
             with contextlib.suppress(OSError):
                 mode = self.final.stat().st_mode & 0o777
                 os.chmod(self.path, mode)  # noqa: PTH101  # the descriptor's own path is known good here
-            _full_sync(fd)
+            _full_sync(self._io.fd)
         except OSError as error:
             self.discard()  # after a failed fsync pages may be marked clean: never try it again on the same file
             raise explain_os_error(error, "syncing it to disk", self.final) from error
+
+    def publish(self) -> Fingerprint:
+        """Give a sealed file its name."""
+        assert self._io is not None
+        fd = self._io.fd
         if sys.platform == "win32":  # an open file cannot be renamed there
             self._close()
         try:
@@ -267,6 +283,7 @@ class PartFile:
         except OSError as error:
             self.discard()
             raise explain_os_error(error, "renaming the finished file", self.final) from error
+        self.published = True
         sync_folder(self.final.parent)
         after = fingerprint(self.final.stat() if sys.platform == "win32" else os.fstat(fd))
         self._close()
@@ -293,11 +310,46 @@ class PartFile:
 
 def write_text_file(path: Path, text: str) -> None:
     """A small file, whole or not at all."""
-    data = text.encode()
+    write_file(path, text.encode())
+
+
+def write_file(path: Path, data: bytes) -> Fingerprint:
+    """A small file, whole or not at all; what it is then."""
     with PartFile(path, len(data)) as part:
         if data:
             part.write(memoryview(data), 0)
-        part.commit()
+        return part.commit()
+
+
+def check_space(final: Path, size: int) -> None:
+    """Whether the disk has room for a file (or for several), asked before anything is made.
+
+    Raises:
+        ResourceError: it has not.
+    """
+    try:
+        there = next((folder for folder in final.parents if folder.exists()), final.parent)
+        free = _free_space(there)
+    except OSError as error:
+        raise explain_os_error(error, "making its folder", final) from error
+    if size > free:
+        raise ResourceError(
+            f"{final}: needs {human_bytes(size)}, the disk has {human_bytes(free)} free",
+            hint="free some space, or write it to another disk",
+        )
+
+
+def set_aside(path: Path) -> Path | None:
+    """Give a file the name of a temporary one, for as long as something else takes its place; None where there is none.
+    `clear_dead_parts` removes it when this process dies before it is put back or removed."""
+    aside = path.parent / _part_name(path.name)
+    try:
+        path.replace(aside)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise explain_os_error(error, "moving the old file out of the way", path) from error
+    return aside
 
 
 def sync_folder(folder: Path) -> None:
@@ -315,8 +367,7 @@ def clear_dead_parts(folder: Path) -> list[Path]:
     """Remove temporary files whose writer is known to be dead; leave those of live writers and of other machines."""
     removed = []
     for part in folder.glob(".*.part"):
-        fields = part.name.removesuffix(".part").rsplit(".", 1)[-1].split("-")
-        if len(fields) == 5 and _writer_is_dead(*fields[:4]):
+        if process_is_gone(part.name.removesuffix(".part").rsplit(".", 1)[-1].rpartition("-")[0]):
             with contextlib.suppress(OSError):
                 part.unlink()
                 removed.append(part)
@@ -326,7 +377,18 @@ def clear_dead_parts(folder: Path) -> list[Path]:
 def _part_name(name: str) -> str:
     if len(name.encode()) > 150:  # file names end at 255 bytes
         name = hash_bytes(name.encode()).hex()[:16]
-    return f".{name}.{_host()}-{_boot()}-{os.getpid()}-{_started(os.getpid())}-{next(_serial)}.part"
+    return f".{name}.{process_mark()}-{next(_serial)}.part"
+
+
+def process_mark() -> str:
+    """This process on this machine, as a part of file names: who writes or needs them. `process_is_gone` reads it."""
+    return f"{_host()}-{_boot()}-{os.getpid()}-{_started(os.getpid())}"
+
+
+def process_is_gone(mark: str) -> bool:
+    """Whether the process of a mark is known to be dead; of other machines nothing is known."""
+    fields = mark.split("-")
+    return len(fields) == 4 and _writer_is_dead(*fields)
 
 
 def _writer_is_dead(host: str, boot: str, pid: str, started: str) -> bool:

@@ -100,6 +100,11 @@ class Scan:
                 picked = values[bounds[i] + k * n_all // SAMPLE - start]
                 self._samples[owner, k] = as_float(picked, block.dtype)
 
+    def payload(self, number: int) -> bytes:
+        """The digest of the bytes of one tensor, once all of them were added."""
+        begin, end = self._first[number : number + 2] * DIGEST_SIZE
+        return payload_digest(memoryview(self._digests)[begin:end])
+
     def finish(self) -> Content:
         view, ends = memoryview(self._digests), (self._first * DIGEST_SIZE).tolist()
         payloads = tuple([payload_digest(view[a:b]) for a, b in pairwise(ends)])

@@ -13,11 +13,12 @@ from mergeflow.formats.files import ReadFile
 from mergeflow.formats.stored import Contents, StoredTensor, in_file_order, listed, recognise
 
 INDEX_LIMIT = 100_000_000
-_SHARD_LIMIT = 10_000
+SHARD_LIMIT = 10_000
 
 
 def read_shards(index: Path, read_file: Callable[[Path], Contents]) -> Contents:
-    """The model that an index describes. Shards lie beside the index; index and shards must agree on every name.
+    """The model that an index describes. Shards lie beside the index; index and shards must agree on every name. Its
+    metadata are those that all shards share, and the texts in the index.
 
     Raises:
         MissingInput: when a shard is not there.
@@ -25,7 +26,7 @@ def read_shards(index: Path, read_file: Callable[[Path], Contents]) -> Contents:
     """
     weight_map, facts = _read_index(index)
     names = sorted(set(weight_map.values()))
-    if len(names) > _SHARD_LIMIT:
+    if len(names) > SHARD_LIMIT:
         raise IntegrityError(f"{index}: names {len(names):,} files")
     for name in names:
         if not _plain(name):
@@ -43,7 +44,9 @@ def read_shards(index: Path, read_file: Callable[[Path], Contents]) -> Contents:
     _agree(index, weight_map, dict(zip(names, parts, strict=True)))
     kinds = sorted({p.container for p in parts})
     joined = join(index, "sharded " + " and ".join(kinds), [("", p) for p in parts])
-    return replace(joined, extras={**joined.extras, **facts})
+    said = {k: v for k, v in facts.items() if isinstance(v, str)}
+    shown = {k: str(v)[:200] for k, v in facts.items()}
+    return replace(joined, metadata={**joined.metadata, **said}, extras={**joined.extras, **shown})
 
 
 def join(path: Path, container: str, parts: Iterable[tuple[str, Contents]]) -> Contents:
@@ -73,7 +76,8 @@ class _Duplicate(ValueError):
     pass
 
 
-def _read_index(index: Path) -> tuple[dict[str, str], dict[str, str]]:
+def _read_index(index: Path) -> tuple[dict[str, str], dict[str, str | float]]:
+    """Its weight_map, and the plain values of its metadata."""
     with ReadFile(index) as file:
         if file.size > INDEX_LIMIT:
             raise IntegrityError(f"{index}: not an index: it has {file.size:,} bytes")
@@ -94,7 +98,7 @@ def _read_index(index: Path) -> tuple[dict[str, str], dict[str, str]]:
         raise IntegrityError(f"{index}: its weight_map is empty")
     facts = document.get("metadata")
     plain = facts.items() if isinstance(facts, dict) else ()
-    return weight_map, {k: str(v)[:200] for k, v in plain if isinstance(v, (str, int, float, bool))}
+    return weight_map, {k: v for k, v in plain if isinstance(v, (str, int, float, bool))}
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

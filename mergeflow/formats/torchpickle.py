@@ -536,6 +536,8 @@ def _brief(value: object) -> str:
 
 def _what_is_there(root: object) -> str:
     if isinstance(root, dict):
+        if {"state", "param_groups"} <= root.keys():
+            return "it is the state of an optimizer: the model was saved in another file"
         return f"at its top level: {listed((_brief(k) for k in root), 10) or 'nothing'}"
     if isinstance(root, (PickledTensor, Unreadable)):
         return "it is a single tensor without a name"

@@ -69,12 +69,17 @@ class TorchPlan:
 
 
 def write_torch_zip_plan(
-    tensors: Iterable[tuple[str, DType, tuple[int, ...]]], extras: Mapping[str, str | int] | None = None
+    tensors: Iterable[tuple[str, DType, tuple[int, ...]]],
+    extras: Mapping[str, str | int] | None = None,
+    *,
+    nested: bool = True,
 ) -> TorchPlan:
     """The layout of a .ckpt with these (name, dtype, shape), read back by torch.load(weights_only=True) as
-    {"state_dict": {name: tensor}, **extras}."""
+    {"state_dict": {name: tensor}, **extras}; where it is not `nested` as {name: tensor}, and there are no extras."""
     ordered = canonical_order(tensors)
-    pickled = _pickle(ordered, extras or {})
+    if extras and not nested:
+        raise ValueError("what is not a tensor has no place beside those of a flat table")
+    pickled = _pickle(ordered, extras or {}) if nested else _flat_pickle(ordered)
     entries: list[_Entry] = []
     specs: list[TensorSpec] = []
     position = 0
@@ -178,11 +183,16 @@ def _pickle(tensors: Sequence[tuple[str, DType, tuple[int, ...]]], extras: Mappi
         else:
             out.number(value)
     out.text("state_dict")
-    out.raw(b"}(")
-    for i, (name, dtype, shape) in enumerate(tensors):
-        out.text(name)
-        out.tensor(str(i), dtype, shape)
-    out.raw(b"uu.")
+    out.table(tensors)
+    out.raw(b"u.")
+    return b"".join(out.parts)
+
+
+def _flat_pickle(tensors: Sequence[tuple[str, DType, tuple[int, ...]]]) -> bytes:
+    out = _Pickle()
+    out.raw(b"\x80\x02")
+    out.table(tensors)
+    out.raw(b".")
     return b"".join(out.parts)
 
 
@@ -219,6 +229,13 @@ class _Pickle:
         for n in values:
             self.number(n)
         self.raw(b"t")
+
+    def table(self, tensors: Sequence[tuple[str, DType, tuple[int, ...]]]) -> None:
+        self.raw(b"}(")
+        for i, (name, dtype, shape) in enumerate(tensors):
+            self.text(name)
+            self.tensor(str(i), dtype, shape)
+        self.raw(b"u")
 
     def tensor(self, key: str, dtype: DType, shape: tuple[int, ...]) -> None:
         spec = TensorSpec("", dtype, shape, 0)

@@ -1,5 +1,8 @@
 """From the graph to the normal form of a tensor: (n1·X1 + n2·X2 + …) / d with integers, or a copy of one X.
 
+An X is a source's tensor, a rounding point, or a kernel applied to operands that are normal forms themselves: linear
+algebra goes on around what is not linear.
+
 Two linear passes over the graph for each *case* (a case is all that can differ between two tensors: which sources
 have it, the values of the profiles there, the component it belongs to):
 
@@ -9,14 +12,16 @@ have it, the values of the profiles there, the component it belongs to):
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
+from typing import NamedTuple
 
 from mergeflow.errors import Place, RecipeError
-from mergeflow.ir.nodes import Free, Like, Load, Named, Node, Replace, Round, Sum
-from mergeflow.ir.numbers import ONE, ZERO, decimal, evaluate, exact_sum
+from mergeflow.ir.kernels import Choice, Kernel
+from mergeflow.ir.nodes import Apply, Free, Like, Load, Named, Node, Replace, Round, Sum
+from mergeflow.ir.numbers import ONE, ZERO, Number, decimal, evaluate, exact_sum
 from mergeflow.tensors import DType
 
 
@@ -31,17 +36,33 @@ class Case:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rounded:
-    """A rounding point inside a form: the inner form's value in a dtype."""
+    """A form's value in a dtype: a rounding point inside another form, or, where `dtype` is None, an operand of a
+    kernel, which is taken in the compute dtype of what it is part of."""
 
     form: Form
-    dtype: DType
+    dtype: DType | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Applied:
+    """A kernel applied to operands, with its numbers exact. `weights` are of the operands, or none."""
+
+    kernel: Kernel
+    operands: tuple[Rounded, ...]
+    arguments: tuple[tuple[str, Fraction], ...]
+    weights: tuple[Fraction, ...]
+    options: tuple[tuple[str, Choice], ...]
+
+
+Leaf = int | Rounded | Applied
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Form:
-    """Σ shares·terms, exact; terms are sources (by index) or rounding points. No term has share zero."""
+    """Σ shares·terms, exact; terms are sources (by index), rounding points or applied kernels. No term has share
+    zero."""
 
-    terms: tuple[tuple[Fraction, int | Rounded], ...]
+    terms: tuple[tuple[Fraction, Leaf], ...]
 
     def integers(self) -> tuple[tuple[int, ...], int]:
         """The same over one denominator, in lowest terms: (n1, n2, …), d."""
@@ -49,24 +70,63 @@ class Form:
         return tuple(int(share * d) for share, _ in self.terms), d
 
 
-def inner_first(root: Form, dtype: DType) -> list[Rounded]:
-    """The rounding points under `root`, inner ones before those that use them, each once; `root` itself, as if
-    rounded to `dtype`, is the last."""
-    last = Rounded(root, dtype)
-    order: list[Rounded] = []
-    done: set[tuple[int, DType]] = set()
-    stack: list[tuple[Rounded, bool]] = [(last, False)]
+class Point(NamedTuple):
+    """Something inside a form that has a value of its own, and the dtype that is rounded to around it: the nearest
+    rounding point's, which says what it is computed in."""
+
+    leaf: Rounded | Applied
+    context: DType
+
+    @property
+    def identity(self) -> tuple[int, DType | None, DType]:
+        """Equal for points of one value."""
+        if isinstance(self.leaf, Applied):
+            return id(self.leaf), None, self.context
+        return id(self.leaf.form), self.leaf.dtype, self.context
+
+    def within(self, leaf: Rounded | Applied) -> Point:
+        """A leaf of this point's form, or an operand of its kernel."""
+        inner = leaf.dtype if isinstance(leaf, Rounded) else None
+        return Point(leaf, self.context if inner is None else inner)
+
+    def parts(self) -> list[Point]:
+        """What it is made of, apart from sources."""
+        if isinstance(self.leaf, Applied):
+            return [self.within(operand) for operand in self.leaf.operands]
+        return [self.within(leaf) for _, leaf in self.leaf.form.terms if not isinstance(leaf, int)]
+
+
+def inner_first(root: Form, dtype: DType) -> list[Point]:
+    """The points under `root`, inner ones before those that use them, each once; `root` itself, as if rounded to
+    `dtype`, is the last."""
+    order: list[Point] = []
+    done: set[tuple[int, DType | None, DType]] = set()
+    stack: list[tuple[Point, bool]] = [(Point(Rounded(root, dtype), dtype), False)]
     while stack:
         point, expanded = stack.pop()
-        if (id(point.form), point.dtype) in done:
+        if point.identity in done:
             continue
         if expanded:
-            done.add((id(point.form), point.dtype))
+            done.add(point.identity)
             order.append(point)
         else:
             stack.append((point, True))
-            stack += [(leaf, False) for _, leaf in point.form.terms if isinstance(leaf, Rounded)]
+            stack += [(part, False) for part in point.parts()]
     return order
+
+
+def sources_in(root: Form) -> Iterator[int]:
+    """The sources that a form is made of, however deep inside."""
+    for point in inner_first(root, DType.F64):
+        if isinstance(point.leaf, Rounded):
+            yield from (leaf for _, leaf in point.leaf.form.terms if isinstance(leaf, int))
+
+
+def kernels_in(root: Form) -> Iterator[Applied]:
+    """The applied kernels in a form, inner ones first."""
+    for point in inner_first(root, DType.F64):
+        if isinstance(point.leaf, Applied):
+            yield point.leaf
 
 
 @dataclass(slots=True)
@@ -90,7 +150,11 @@ class Analysis:
         self._position = {id(node): i for i, node in enumerate(order)}
         self._states: dict[int, _State] = {}
         for node in order:
-            self._states[id(node)] = self._up(node)
+            try:
+                self._states[id(node)] = self._up(node)
+            except RecipeError as error:
+                error.place = error.place or self._place_of(node)
+                raise
 
     def degree(self, node: Node) -> Fraction:
         return self._states[id(node)].degree
@@ -109,6 +173,8 @@ class Analysis:
             return _State(ZERO if delta else ONE, delta, node.source, present, ())
         if isinstance(node, Sum):
             return self._up_sum(node)
+        if isinstance(node, Apply):
+            return self._up_apply(node)
         if isinstance(node, Replace):
             chosen = self._part(node)
             s, of = states[id(chosen)], states[id(node.of)]
@@ -130,10 +196,7 @@ class Analysis:
         """`x ± y` takes x's primary, unless x is a difference and y a model. Where an operand lacks the tensor: a
         difference adds nothing; a lacking model leaves the whole sum to its primary (a difference of which one side
         is lacking is itself lacking)."""
-        try:
-            shares = [evaluate(share, self.case.profiles) for share, _ in node.terms]
-        except ZeroDivisionError:
-            raise RecipeError("a number of the recipe is divided by zero") from None
+        shares = [self._number(share) for share, _ in node.terms]
         states = [self._states[id(child)] for _, child in node.terms]
         degrees = [share * s.degree for share, s in zip(shares, states, strict=True)]
         total, lead, running = ZERO, 0, states[0].delta
@@ -155,6 +218,39 @@ class Analysis:
         used = [(share, child) for share, (_, child), s in zip(shares, node.terms, states, strict=True) if s.present]
         return _State(total, delta, primary, bool(used), used)
 
+    def _up_apply(self, node: Apply) -> _State:
+        """The primary is the first operand's. A model that is lacking leaves the result to the primary; of differences
+        those that are lacking are left out, and the result is lacking when none is left."""
+        kernel = node.kernel
+        states = [self._states[id(operand)] for operand in node.operands]
+        for i, (operand, s) in enumerate(zip(node.operands, states, strict=True)):
+            check_side(kernel, i, s.degree, s.delta, operand)
+        delta = kernel.result == "delta"
+        degree, primary = ZERO if delta else ONE, states[0].primary
+        if all(s.present for s in states):
+            return _State(degree, delta, primary, True, ())
+        lacking = [i for i, s in enumerate(states) if not s.present]
+        if any(kernel.side(i) == "model" or not kernel.many for i in lacking):
+            keeps = states[0].present and kernel.side(0) == kernel.result == "model"
+            return _State(degree, delta, primary, keeps, ((ONE, node.operands[0]),) if keeps else ())
+        return _State(degree, delta, primary, len(lacking) < len(states), ())
+
+    def _number(self, number: Number) -> Fraction:
+        try:
+            return evaluate(number, self.case.profiles)
+        except ZeroDivisionError:
+            raise RecipeError("a number of the recipe is divided by zero") from None
+
+    def _place_of(self, node: Node) -> Place | None:
+        """Where the step or output that a node belongs to is written."""
+        users = {id(node)}
+        for other in self.order[self._position[id(node)] :]:
+            if any(id(inner) in users for inner in other.inputs()):
+                users.add(id(other))
+                if isinstance(other, Named):
+                    return other.place
+        return None
+
     def _part(self, node: Replace) -> Node:
         for component, donor in node.parts:
             if component in self.case.components:
@@ -163,41 +259,84 @@ class Analysis:
 
     def form(self, root: Node) -> Form:
         """The normal form of `root` for this case; empty when nothing is left (a difference of equals)."""
-        finished: dict[int, Form] = {}  # by the node a form was taken of: the root, and what Round nodes hold
+        finished: dict[int, Form] = {}  # by the node a form was taken of: the root, what Round nodes and kernels take
+        made: dict[int, Applied] = {}
         stack = [root]
         while stack:
             node = stack[-1]
-            shares, rounds = self._down(node)
-            waiting = [r for r in rounds if id(r.of) not in finished]
+            shares, opaque = self._down(node)
+            waiting = [of for leaf in opaque for of in self._taken(leaf) if id(of) not in finished]
             if waiting:
-                stack += [r.of for r in waiting]
+                stack += waiting
                 continue
             sources = sorted((source, share) for source, share in shares.items() if share)
-            terms: list[tuple[Fraction, int | Rounded]] = [(share, source) for source, share in sources]
-            terms += [(share, Rounded(finished[id(r.of)], r.dtype)) for r, share in rounds.items() if share]
+            terms: list[tuple[Fraction, Leaf]] = [(share, source) for source, share in sources]
+            for leaf, share in opaque.items():
+                if not share:
+                    continue
+                if isinstance(leaf, Round):
+                    terms.append((share, Rounded(finished[id(leaf.of)], leaf.dtype)))
+                else:
+                    if id(leaf) not in made:
+                        made[id(leaf)] = self._applied(leaf, finished)
+                    terms.append((share, made[id(leaf)]))
             finished[id(node)] = Form(tuple(terms))
             stack.pop()
         return finished[id(root)]
 
-    def _down(self, root: Node) -> tuple[dict[int, Fraction], dict[Round, Fraction]]:
-        """The shares of sources and rounding points in `root`; does not look below a rounding point."""
+    def _taken(self, leaf: Round | Apply) -> list[Node]:
+        """The nodes whose forms a leaf is made of."""
+        if isinstance(leaf, Round):
+            return [leaf.of]
+        return [operand for operand in leaf.operands if self._states[id(operand)].present]
+
+    def _applied(self, node: Apply, finished: dict[int, Form]) -> Applied:
+        kernel = node.kernel
+        arguments = tuple((name, self._number(number)) for name, number in node.arguments)
+        for name, value in arguments:
+            kernel.check(name, value)
+        present = [self._states[id(operand)].present for operand in node.operands]
+        operands = tuple(Rounded(finished[id(operand)], None) for operand in self._taken(node))
+        weights = tuple(self._number(w) for w, here in zip(node.weights, present, strict=False) if here)
+        return Applied(kernel, operands, arguments, weights, node.options)
+
+    def _down(self, root: Node) -> tuple[dict[int, Fraction], dict[Round | Apply, Fraction]]:
+        """The shares of sources, rounding points and applied kernels in `root`; does not look below those."""
         arriving: dict[int, list[Fraction]] = {id(root): [ONE]}
         shares: dict[int, list[Fraction]] = {}
-        rounds: dict[Round, Fraction] = {}
+        opaque: dict[Round | Apply, Fraction] = {}
         for node in reversed(self.order[: self._position[id(root)] + 1]):
             given = arriving.pop(id(node), None)
             if given is None:
                 continue
             share = exact_sum(given)
+            state = self._states[id(node)]
             if isinstance(node, Load):
                 if node.source not in self.case.absent:
                     shares.setdefault(node.source, []).append(share)
+            elif isinstance(node, Apply) and not state.used:
+                if state.present:
+                    opaque[node] = share
             elif isinstance(node, Round) and node is not root:
-                rounds[node] = share
+                opaque[node] = share
             else:
-                for factor, child in self._states[id(node)].used:
+                for factor, child in state.used:
                     arriving.setdefault(id(child), []).append(factor * share)
-        return {source: exact_sum(parts) for source, parts in shares.items()}, rounds
+        return {source: exact_sum(parts) for source, parts in shares.items()}, opaque
+
+
+def check_side(kernel: Kernel, position: int, degree: Fraction, delta: bool, operand: Node) -> None:
+    """Refuse a model where a kernel takes a difference, and the other way round."""
+    side = kernel.side(position)
+    if (side == "delta" and degree == 0 and delta) or (side == "model" and degree == 1 and not delta):
+        return
+    what = f"the step {operand.name}" if isinstance(operand, Named) else f"its operand {position + 1}"
+    if side == "delta":
+        found = "is a model" if degree == 1 else f"has shares that add up to {decimal(degree)}"
+        hint = "give it the difference from the model it was trained from: a - base"
+        raise RecipeError(f"{kernel.name} takes differences of models, and {what} {found}", hint=hint)
+    found = "is a difference" if degree == 0 else f"has shares that add up to {decimal(degree)}"
+    raise RecipeError(f"{kernel.name} takes models, and {what} {found}", hint="add it to a model first: base + x")
 
 
 def check_degree(name: str, place: Place, degree: Fraction) -> None:

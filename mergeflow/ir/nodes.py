@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from mergeflow.errors import Place
+from mergeflow.ir.kernels import Choice, Kernel
 from mergeflow.ir.numbers import ONE, Number
 from mergeflow.tensors import DType
 
@@ -22,6 +23,10 @@ class Node:
 
     def inputs(self) -> tuple[Node, ...]:
         raise NotImplementedError  # abstract: each node below answers
+
+    def numbers(self) -> tuple[Number, ...]:
+        """The numbers that its value depends on, besides those of its inputs."""
+        return ()
 
 
 @final
@@ -48,6 +53,9 @@ class Sum(Node):
 
     def inputs(self) -> tuple[Node, ...]:
         return tuple(node for _, node in self.terms)
+
+    def numbers(self) -> tuple[Number, ...]:
+        return tuple(share for share, _ in self.terms)
 
 
 @final
@@ -113,6 +121,31 @@ class Free(Node):
 
     def inputs(self) -> tuple[Node, ...]:
         return (self.of,)
+
+
+@final
+class Apply(Node):
+    """A kernel applied to operands. `arguments` are its numbers by name, `weights` one number for each operand where
+    the kernel weighs them, `options` its other arguments."""
+
+    __slots__ = ("arguments", "kernel", "operands", "options", "weights")
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        operands: Iterable[Node],
+        arguments: Iterable[tuple[str, Number]] = (),
+        weights: Iterable[Number] = (),
+        options: Iterable[tuple[str, Choice]] = (),
+    ) -> None:
+        self.kernel, self.operands, self.arguments = kernel, tuple(operands), tuple(arguments)
+        self.weights, self.options = tuple(weights), tuple(options)
+
+    def inputs(self) -> tuple[Node, ...]:
+        return self.operands
+
+    def numbers(self) -> tuple[Number, ...]:
+        return (*(number for _, number in self.arguments), *self.weights)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,10 @@ from typing import NamedTuple
 
 from mergeflow.digest import NUMERICS, action_key
 from mergeflow.errors import Place, RecipeError
-from mergeflow.ir.nodes import Load, Named, Node, Round, Sum, topological
+from mergeflow.ir.nodes import Apply, Load, Named, Node, Round, Sum, topological
 from mergeflow.ir.numbers import ONE, Varying, decimal
 from mergeflow.plan.lower import copy_preimage, is_wide, reachable
-from mergeflow.plan.program import COPY, Op, Program, TensorWork, Wide, rounded_share
+from mergeflow.plan.program import COPY, Op, Program, Staged, TensorWork, Wide, rounded_share
 from mergeflow.plan.resolve import Facts, Resolved
 from mergeflow.recipe import Output
 from mergeflow.recipe.tokens import clip
@@ -139,6 +139,8 @@ class _Reader:
         elif isinstance(node, Sum):
             self._known[id(node)] = self._sum(node)
         else:
+            if isinstance(node, Apply):
+                raise self._refuse(node, f"the method {node.kernel.name}")
             what = {"Replace": "replace:", "Like": "like:", "Free": "scale() or normalize=false"}[type(node).__name__]
             raise self._refuse(node, what)
 
@@ -205,6 +207,7 @@ class A1111Lowering:
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
         self.programs: list[Program] = []
+        self.staged: tuple[Staged, ...] = ()  # that merger has no kernels
         self._numbers: dict[Program, int] = {}
 
     def output(self, resolved: Resolved, done: Sequence[Move]) -> Iterator[TensorWork]:
@@ -213,11 +216,13 @@ class A1111Lowering:
         Raises:
             RecipeError: shapes or dtypes that do not go together.
         """
+        self._facts = resolved.facts
         for spec, primary in zip(resolved.specs, resolved.primaries, strict=True):
             yield self._tensor(spec, primary, done)[0]
 
     def preimage(self, resolved: Resolved, done: Sequence[Move], index: int) -> str:
         """The text whose hash is the key of one tensor, for people."""
+        self._facts = resolved.facts
         return self._tensor(resolved.specs[index], resolved.primaries[index], done)[1]
 
     def _tensor(self, spec: TensorSpec, primary: int, done: Sequence[Move]) -> tuple[TensorWork, str]:

@@ -1,249 +1,108 @@
-"""From a recipe's names to one graph: every source numbered, every param a number, every step a node.
-
-A source that is another recipe's step is bound in its own scope and becomes a node like any other, so that linear
-steps fuse through the boundary and only real files are sources.
-"""
+"""From a recipe to one graph: its outputs, for every value of the sweeps that they depend on, and its assertions."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from fractions import Fraction
-from pathlib import Path
 
-import networkx as nx
-
-from mergeflow.arch import presets
-from mergeflow.errors import MissingInput, Place, RecipeError, UnknownName
-from mergeflow.ir.nodes import Like, Load, Named, Node, Replace, Round, Scaled, as_node
-from mergeflow.ir.numbers import ONE, Number, decimal, profile
-from mergeflow.plan.evaluate import Value, call_method, evaluate, evaluate_model, evaluate_number
-from mergeflow.recipe import Recipe, load
-from mergeflow.recipe.expression import Comparison, Expression
-from mergeflow.recipe.model import BlockList, Output, Param, Source, Step
+from mergeflow.errors import RecipeError
+from mergeflow.ir.nodes import Named, Scaled, as_node
+from mergeflow.ir.numbers import decimal
+from mergeflow.plan.bound import Bound, Claim, SweepPoint
+from mergeflow.plan.evaluate import Value, evaluate, evaluate_model
+from mergeflow.plan.names import Names, Scope, errors_at, names_in, with_options
+from mergeflow.plan.sweeps import (
+    MAX_OUTPUTS,
+    check_number_of_outputs,
+    check_template,
+    count,
+    file_name,
+    label,
+    metadata,
+)
+from mergeflow.recipe import Comparison, Output, Recipe
+from mergeflow.recipe.template import same_output
 from mergeflow.recipe.tokens import clip
 
-_DEEPEST = 32
 _COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq}
-
-
-@dataclass(frozen=True, slots=True)
-class SourceRef:
-    """A file that the recipe reads. `name` is what the recipe calls it (`aom2/nai` inside another recipe)."""
-
-    name: str
-    path: Path
-    declared: Source
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A line of a profile: one number for all that the selector holds for, or a gradient of several."""
-
-    selector: str
-    numbers: tuple[Fraction, ...]
-    place: Place
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """A param that differs from tensor to tensor: its lines in no order, the preset or list by blocks beneath them, and
-    what holds elsewhere."""
-
-    name: str
-    entries: tuple[Entry, ...]
-    listed: BlockList | None
-    default: Fraction | None
-    place: Place
-
-    @property
-    def sample(self) -> Fraction:
-        """Some value of it, for what must not depend on values. 0 is in almost every list and preset."""
-        if self.default is not None:
-            return self.default
-        return self.entries[0].numbers[0] if self.entries else Fraction(0)
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A line of `assert:` about models: two nodes whose normal forms must be equal."""
-
-    left: Node
-    right: Node
-    text: str
-    place: Place
-
-
-@dataclass(slots=True)
-class Bound:
-    """A recipe with all its names resolved. `numbers` and `profiles` are its params, nested ones under `name/…`."""
-
-    recipe: Recipe
-    sources: list[SourceRef] = field(default_factory=list)
-    numbers: dict[str, Fraction] = field(default_factory=dict)
-    profiles: dict[str, Profile] = field(default_factory=dict)
-    nodes: dict[str, Node] = field(default_factory=dict)  # steps and sources by name, of the recipe itself
-    steps: dict[str, Node] = field(default_factory=dict)
-    outputs: dict[str, tuple[Node, Output]] = field(default_factory=dict)
-    claims: list[Claim] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)  # every recipe file that was read
 
 
 def bind(recipe: Recipe) -> Bound:
     """Resolve all names.
 
     Raises:
-        RecipeError: an unknown name, a cycle, operands that do not go together, a numeric assertion that fails.
+        RecipeError: an unknown name, a cycle, operands that do not go together, a numeric assertion that fails, outputs
+            whose names do not fit their sweeps.
         MissingInput: another recipe that is not there.
     """
     bound = Bound(recipe, files=list(recipe.files))
-    scope = _bind_scope(bound, recipe, "", (recipe.path,) if recipe.path else ())
+    names = Names(bound, recipe, "", (recipe.path,) if recipe.path else ())
+    depends = {path: names.sweeps_under(_names(output)) for path, output in recipe.outputs.items()}
     for path, output in recipe.outputs.items():
-        node = _with_options(evaluate_model(output.expr, scope), output.replace, output.like, scope, output.place)
-        bound.outputs[path] = (Named(path, node, output.expr.place(0)), output)
+        check_template(output, depends[path], names.sweeps, recipe.params)
+    check_number_of_outputs(recipe, {path: count(names.sweeps, on) for path, on in depends.items()})
+    taken: dict[str, str] = {}
+    for path, output in recipe.outputs.items():
+        for scope in names.scopes(_names(output), depends[path]):
+            _bind_output(bound, output, names, scope, taken)
     for comparison in recipe.asserts:
-        _bind_assert(bound, comparison, scope)
+        used = names_in([comparison.left, *(right for _, right in comparison.rest)])
+        on = names.sweeps_under(used)
+        if count(names.sweeps, on) > MAX_OUTPUTS:
+            message = f"the assertion depends on more than {MAX_OUTPUTS:,} combinations of values"
+            raise RecipeError(message, place=comparison.place(), hint="shorten the sweeps, or set one with --set")
+        for scope in names.scopes(used, on):
+            where = names.words(scope.choice)
+            with errors_at(where):
+                _bind_assert(bound, comparison, scope.values, where)
     return bound
 
 
-def _bind_scope(bound: Bound, recipe: Recipe, prefix: str, opened: tuple[Path, ...]) -> dict[str, Value]:
-    scope: dict[str, Value] = {}
-    for name in _order(recipe):
-        if name in recipe.sources:
-            scope[name] = _bind_source(bound, recipe.sources[name], name, prefix, opened)
-        elif name in recipe.params:
-            scope[name] = _bind_param(bound, recipe.params[name], prefix + name, scope)
-        else:
-            step = recipe.steps[name]
-            node = _bind_step(step, name, scope)
-            scope[name] = Scaled(ONE, node)
-            if not prefix:
-                bound.steps[name] = node
-        value = scope[name]
-        if not prefix and isinstance(value, Scaled):
-            bound.nodes[name] = value.node
-    return scope
+def _names(output: Output) -> list[str]:
+    used = names_in([output.expr, *output.replace.values()])
+    return [*used, output.like] if output.like else used
 
 
-def _order(recipe: Recipe) -> Iterable[str]:
-    """All names of a recipe, each after those it uses."""
-    graph: nx.DiGraph[str] = nx.DiGraph()
-    graph.add_nodes_from(recipe.sources)
-    graph.add_nodes_from(recipe.params)
-    graph.add_nodes_from(recipe.steps)
-    for name, param in recipe.params.items():
-        graph.add_edges_from((used, name) for used in _param_names(param) if used in graph)
-    for name, step in recipe.steps.items():
-        graph.add_edges_from((used, name) for used in _step_names(step) if used in graph)
-    try:
-        return list(nx.topological_sort(graph))
-    except nx.NetworkXUnfeasible:
-        cycle = [edge[1] for edge in reversed(list(nx.find_cycle(graph)))]  # each uses the one after it
-        first = cycle[0]
-        place = recipe.steps[first].place if first in recipe.steps else recipe.params[first].place
-        if len(cycle) <= 8:
-            shown = " → ".join(map(clip, [*cycle, first]))
-        else:
-            shown = f"{' → '.join(map(clip, cycle[:4]))} → … → {clip(cycle[-1])} → {clip(first)}, {len(cycle):,} names"
-        raise RecipeError(
-            f"{clip(first)} depends on itself: {shown}", place=place, hint="one of them has to do without the next"
-        ) from None
+def _bind_output(bound: Bound, output: Output, names: Names, scope: Scope, taken: dict[str, str]) -> None:
+    """An output at one point of its sweeps. `taken`: the paths so far, by what makes them one file."""
+    point = _point(output, names, scope)
+    path = file_name(output, point, scope.values)
+    other = taken.setdefault(same_output(path), path)
+    if other is not path:
+        raise _same_name(bound, other, path, output, point)
+    with errors_at(names.words(scope.choice)):
+        model = evaluate_model(output.expr, scope.values)
+        node = with_options(model, output.replace, output.like, scope.values, output.place)
+    if output.metadata and names.sweeps:
+        output = output.model_copy(update={"metadata": metadata(output, point, scope.values, names.sweeps)})
+    bound.outputs[path] = (Named(path, node, output.expr.place(0)), output)
+    bound.points[path] = point
 
 
-def _param_names(param: Param) -> Iterable[str]:
-    return (name for e in param.expressions for name in e.names)
+def _point(output: Output, names: Names, scope: Scope) -> SweepPoint:
+    params = {name: names.sweeps[name].sweep[i] for name, i in scope.choice.items()}
+    labels = {name: label(name, param, scope.values[name]) for name, param in params.items()}
+    numbers = {name: value for name, value in scope.swept.items() if isinstance(value, Fraction)}
+    return SweepPoint(output.template.text, labels, params, numbers)
 
 
-def _step_names(step: Step) -> Iterable[str]:
-    expressions = [step.expr, *step.arguments.values(), *step.replace.values()]
-    names = [name for e in expressions if e is not None for name in e.names]
-    return [*names, step.like] if step.like else names
-
-
-def _bind_source(bound: Bound, source: Source, name: str, prefix: str, opened: tuple[Path, ...]) -> Value:
-    if source.many:
-        return [_bind_source(bound, s, f"{name}[{i}]", prefix, opened) for i, s in enumerate(source.many)]
-    if source.recipe is not None:
-        return _bind_recipe_source(bound, source, prefix + name, opened)
-    assert source.path is not None
-    bound.sources.append(SourceRef(prefix + name, source.folder / source.path, source))
-    return Scaled(ONE, Load(len(bound.sources) - 1))
-
-
-def _bind_recipe_source(bound: Bound, source: Source, name: str, opened: tuple[Path, ...]) -> Value:
-    assert source.recipe is not None
-    path = source.folder / source.recipe
-    if path.resolve() in (p.resolve() for p in opened):
-        raise RecipeError(f"{name}: {source.recipe} leads back to a recipe that uses it", place=source.place)
-    if len(opened) >= _DEEPEST:
-        raise RecipeError(f"{name}: recipes that use recipes may go {_DEEPEST} deep", place=source.place)
-    try:
-        other = load(path, overrides=source.set)
-    except MissingInput as error:
-        error.place = error.place or source.place
-        raise
-    bound.files += other.files
-    scope = _bind_scope(bound, other, name + "/", (*opened, path))
-    if source.step not in other.steps:
-        raise UnknownName(f"step of {source.recipe}", str(source.step), other.steps, place=source.place)
-    return scope[str(source.step)]
-
-
-def _bind_param(bound: Bound, param: Param, name: str, scope: Mapping[str, Value]) -> Number:
-    if param.value is not None:
-        try:
-            number = evaluate_number(param.value, scope)
-        except UnknownName as error:
-            if error.name in presets():
-                error.hint = f"a preset of block weights is written {{ preset: {error.name} }}"
-            raise
-        if isinstance(number, Fraction):
-            bound.numbers[name] = number
-        return number
-    entries = tuple(
-        Entry(e.selector, tuple(_constant(number, scope) for number in e.numbers), e.place) for e in param.profile
+def _same_name(bound: Bound, other: str, path: str, output: Output, point: SweepPoint) -> RecipeError:
+    first = bound.points[other]
+    if first.template != point.template:
+        line = bound.outputs[other][1].place.line
+        return RecipeError(
+            f"{clip(path)} is the same file as an output of line {line}", place=output.place, hint="rename one of them"
+        )
+    here, there = (", ".join(f"{name} = {text}" for name, text in p.labels.items()) for p in (point, first))
+    return RecipeError(
+        f"{clip(path)} is the name for {clip(there)} and for {clip(here)}",
+        place=output.place,
+        hint="more decimals tell them apart, as {s:.4f}; or labels, as { sweep: { soft: 0.2, hard: 0.8 } }",
     )
-    default = None if param.default is None else _constant(param.default, scope)
-    bound.profiles[name] = Profile(name, entries, param.listed, default, param.place)
-    return profile(name)
 
 
-def _constant(expression: Expression, scope: Mapping[str, Value]) -> Fraction:
-    number = evaluate_number(expression, scope)
-    if not isinstance(number, Fraction):
-        raise RecipeError("a profile's value must be one number", place=expression.place(0))
-    return number
-
-
-def _bind_step(step: Step, name: str, scope: Mapping[str, Value]) -> Node:
-    if step.expr is not None:
-        value = evaluate_model(step.expr, scope)
-        place = step.expr.place(0)
-    else:
-        assert step.method is not None
-        arguments = {key: evaluate(e, scope) for key, e in step.arguments.items()}
-        value, place = call_method(step.method, arguments, step.place), step.place
-    node: Node = Named(name, _with_options(value, step.replace, step.like, scope, step.place), place)
-    return Round(node, step.round) if step.round is not None else node
-
-
-def _with_options(
-    value: Scaled, replace: Mapping[str, Expression], like: str | None, scope: Mapping[str, Value], place: Place
-) -> Node:
-    node = as_node(value)
-    if replace:
-        node = Replace(node, [(part, as_node(evaluate_model(e, scope))) for part, e in replace.items()])
-    if like is not None:
-        found = scope.get(like)
-        if not isinstance(found, Scaled):
-            models = [name for name, v in scope.items() if isinstance(v, Scaled)]
-            raise UnknownName("source or step", like, models, place=place)
-        node = Like(node, as_node(found))
-    return node
-
-
-def _bind_assert(bound: Bound, comparison: Comparison, scope: Mapping[str, Value]) -> None:
+def _bind_assert(bound: Bound, comparison: Comparison, scope: Mapping[str, Value], where: str) -> None:
     """Numbers are compared here and now; models become claims, checked when the tensors are known."""
     left = comparison.left
     for op, right in comparison.rest:
@@ -252,6 +111,7 @@ def _bind_assert(bound: Bound, comparison: Comparison, scope: Mapping[str, Value
         if isinstance(a, Scaled) and isinstance(b, Scaled):
             if op != "==":
                 raise RecipeError(f"models can be equal or not, but not {op}", place=left.place(0))
+            text += f" (where {where})" if where else ""
             bound.claims.append(Claim(as_node(a), as_node(b), text, left.place(0)))
         elif isinstance(a, Fraction) and isinstance(b, Fraction):
             if not _COMPARE[op](a, b):

@@ -16,25 +16,26 @@ from typing import Any
 
 from mergeflow.digest import NUMERICS, action_key
 from mergeflow.errors import RecipeError
-from mergeflow.formats.layout import LAYOUT, Layout
-from mergeflow.ir.forms import Form, Rounded, inner_first
+from mergeflow.formats.layout import LAYOUT, MODEL_DIGEST, UNKNOWN_DIGEST, Layout
+from mergeflow.ir.forms import Applied, Form, Point, inner_first, kernels_in
 from mergeflow.plan import a1111
 from mergeflow.plan.a1111 import Move
+from mergeflow.plan.numbering import in_order
 from mergeflow.plan.program import TensorWork
 from mergeflow.plan.resolve import Facts, Resolved
 from mergeflow.tensors import DType
 
-GRAPH, DIGEST, KIND, RECIPE = "mergeflow", "mergeflow.digest", "mergeflow.kind", "mergeflow.recipe"
-SCHEMA = "mergeflow/graph/1"
-UNKNOWN_DIGEST = "b3:" + "0" * 64
+GRAPH, DIGEST, KIND, RECIPE = "mergeflow", MODEL_DIGEST, "mergeflow.kind", "mergeflow.recipe"
+SCHEMA, SCHEMA_APPLIED = "mergeflow/graph/1", "mergeflow/graph/2"  # sums alone, and with kernels
+Identity = tuple[int, DType | None, DType]
 
 
 def metadata(
     resolved: Resolved, facts: Facts, dtype: DType | None, compute: DType | None, own: Mapping[str, str],
-    recipe: str | None = None, merger: Sequence[Move] = (),
+    recipe: str | None = None, merger: Sequence[Move] = (), seed: int = 0,
 ) -> dict[str, str]:  # fmt: skip
     """A file's whole metadata, with the digest still to be filled in. `own` is the recipe's `metadata:`, `recipe` its
-    text where the output has `embed: recipe`, `merger` what was done under the policy a1111.
+    text where the output has `embed: recipe`, `merger` what was done under the policy a1111, `seed` the recipe's.
 
     Raises:
         RecipeError: an entry of `own` that would pass for one of mergeflow's.
@@ -42,7 +43,7 @@ def metadata(
     for name in own:
         if name == GRAPH or name.startswith(f"{GRAPH}."):
             raise RecipeError(f"metadata: {name} is written by mergeflow itself", hint="choose another name")
-    document = canonical_graph(resolved, facts, dtype, compute)
+    document = canonical_graph(resolved, facts, dtype, compute, seed)
     if merger:
         document |= {"policy": a1111.NAME, "merges": a1111.graph_entry(merger, facts)}
     graph = json.dumps(document, separators=(",", ":"), ensure_ascii=False)
@@ -54,29 +55,37 @@ def metadata(
     return result
 
 
-def canonical_graph(resolved: Resolved, facts: Facts, dtype: DType | None, compute: DType | None) -> dict[str, Any]:
+def canonical_graph(
+    resolved: Resolved, facts: Facts, dtype: DType | None, compute: DType | None, seed: int = 0
+) -> dict[str, Any]:
+    """Entries of `forms` are sums, or since graph/2 applied kernels, which sums name as `apply` and their number."""
     forms: list[dict[str, Any]] = []
     number: dict[str, int] = {}
 
     def add(form: Form) -> int:
         """The number of a form in the document; inner forms come before those that use them."""
-        seen: dict[tuple[int, DType], int] = {}
+        seen: dict[Identity, int] = {}
         last = 0
         for point in inner_first(form, DType.F64):
-            entry = _entry(point.form, facts, seen)
+            entry = _entry(point, facts, seen, seed)
             last = number.setdefault(json.dumps(entry), len(forms))
             if last == len(forms):
                 forms.append(entry)
-            seen[id(point.form), point.dtype] = last
+            seen[point.identity] = last
         return last
 
     by_case = [add(form) for form in resolved.forms]
+    applied = [leaf for form in resolved.forms for leaf in kernels_in(form)]
+    if applied:  # operands come in the order they are written in, which is nobody's business
+        forms, order = in_order(forms, {leaf.kernel.name for leaf in applied if leaf.kernel.symmetric})
+        by_case = [order[n] for n in by_case]
     tensors: dict[int, list[str]] = {}
     for spec, case in zip(resolved.specs, resolved.cases, strict=True):
         tensors.setdefault(by_case[case], []).append(spec.name)
     counts = Counter({n: len(names) for n, names in tensors.items()})
     usual = min(counts, key=lambda n: (-counts[n], json.dumps(forms[n]))) if counts else 0
-    document: dict[str, Any] = {"schema": SCHEMA, "numerics": NUMERICS, "primary": facts[resolved.primary].model}
+    schema = SCHEMA_APPLIED if applied else SCHEMA
+    document: dict[str, Any] = {"schema": schema, "numerics": NUMERICS, "primary": facts[resolved.primary].model}
     if dtype is not None:
         document["dtype"] = dtype.label
     if compute is not None:
@@ -96,18 +105,39 @@ def file_key(works: list[TensorWork], layout: Layout) -> str:
 
 def file_preimage(works: list[TensorWork], layout: Layout) -> str:
     claims = json.dumps(dict(sorted(layout.metadata.items())), ensure_ascii=False)
-    return f"mergeflow file key\nlayout {LAYOUT}\n{claims}\n" + "".join([f"{w.key} {w.name}\n" for w in works])
+    container = f"container {layout.container}\n" if layout.container else ""
+    tensors = "".join([f"{w.key} {w.name}\n" for w in works])
+    return f"mergeflow file key\nlayout {LAYOUT}\n{container}{claims}\n{tensors}"
 
 
-def _entry(form: Form, facts: Facts, seen: Mapping[tuple[int, DType], int]) -> dict[str, Any]:
+def _entry(point: Point, facts: Facts, seen: Mapping[Identity, int], seed: int) -> dict[str, Any]:
+    if isinstance(point.leaf, Applied):
+        return _applied(point.leaf, [seen[part.identity] for part in point.parts()], seed)
     shares: dict[str, Fraction] = {}
-    for share, leaf in form.terms:
-        if isinstance(leaf, Rounded):
-            name = f"round {leaf.dtype.label} {seen[id(leaf.form), leaf.dtype]}"
-        else:
+    for share, leaf in point.leaf.form.terms:
+        if isinstance(leaf, int):
             name = facts[leaf].model
+        else:
+            number = seen[point.within(leaf).identity]
+            rounded = not isinstance(leaf, Applied) and leaf.dtype
+            name = f"round {rounded.label} {number}" if rounded else f"apply {number}"
         shares[name] = shares.get(name, Fraction(0)) + share
     shares = {name: share for name, share in shares.items() if share}
     over = lcm(*(share.denominator for share in shares.values())) if shares else 1
     terms = sorted(((int(share * over), name) for name, share in shares.items()), key=lambda t: (-t[0], t[1]))
     return {"terms": [[str(n), name] for n, name in terms], "over": str(over)}
+
+
+def _applied(leaf: Applied, operands: list[int], seed: int) -> dict[str, Any]:
+    kernel = leaf.kernel
+    weights = leaf.weights or (Fraction(1),) * len(operands)
+    taken = list(zip(weights, operands, strict=True))
+    if kernel.symmetric:
+        taken.sort()
+    entry: dict[str, Any] = {"apply": kernel.name, "version": kernel.version}
+    if kernel.origin:
+        entry["source"] = kernel.origin
+    entry |= {name: str(value) for name, value in leaf.arguments} | dict(leaf.options)
+    if kernel.random:
+        entry.setdefault("seed", str(seed))
+    return {**entry, "to": [[str(weight), number] for weight, number in taken]}

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
-from mergeflow.errors import MergeflowError, Place, RecipeError, UnknownName
+from mergeflow.errors import MergeflowError, Place, RecipeError, UnknownName, nearest
 from mergeflow.ir.nodes import Scaled, combine
-from mergeflow.ir.numbers import Number, Varying
-from mergeflow.methods.registry import Method, Parameter, Weighted, built_in, find
+from mergeflow.ir.numbers import Number, Varying, decimal
+from mergeflow.methods.registry import LISTS, Method, Parameter, Weighted, built_in, find
 from mergeflow.recipe.expression import Call, Expression, Instr, spell
 from mergeflow.recipe.tokens import is_plain_name
 
-Value = Number | Scaled | Weighted | list["Value"] | bool
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A name that nothing in scope has: one of the words that a method's option takes, or else an error."""
+
+    name: str
+    unknown: Callable[[], MergeflowError]
+
+
+Value = Number | Scaled | Weighted | list["Value"] | bool | Word
 _WORDS: Mapping[str, Value] = {"true": True, "false": False}
 
 
@@ -22,6 +32,11 @@ def evaluate(expression: Expression, scope: Mapping[str, Value]) -> Value:
     Raises:
         RecipeError: a name or method that does not exist, or operands that do not go together; with the place.
     """
+    return _known(evaluate_argument(expression, scope))
+
+
+def evaluate_argument(expression: Expression, scope: Mapping[str, Value]) -> Value:
+    """The same where a method's option may stand: a name that nothing has is a Word."""
     stack: list[Value] = []
     for instr in expression.code:
         match instr.op:
@@ -32,18 +47,17 @@ def evaluate(expression: Expression, scope: Mapping[str, Value]) -> Value:
                 stack.append(_look_up(expression, instr, scope))
             case "list":
                 assert isinstance(instr.value, int)
-                items = _pop(stack, instr.value)
-                stack.append(items)
+                stack.append(_pop_known(stack, instr.value))
             case "neg":
-                stack.append(_negate(expression, instr, stack.pop()))
+                stack.append(_negate(expression, instr, _known(stack.pop())))
             case "call":
                 assert isinstance(instr.value, Call)
                 stack.append(_call(expression, instr, instr.value, stack))
             case "sum":
                 assert isinstance(instr.value, tuple)
-                stack.append(_sum(expression, instr, _pop(stack, len(instr.value)), instr.value))
+                stack.append(_sum(expression, instr, _pop_known(stack, len(instr.value)), instr.value))
             case "mul" | "div" | "weight":
-                right, left = stack.pop(), stack.pop()
+                left, right = _pop_known(stack, 2)
                 stack.append(_BINARY[instr.op](expression, instr, left, right))
     (result,) = stack
     return result
@@ -79,16 +93,22 @@ def _look_up(expression: Expression, instr: Instr, scope: Mapping[str, Value]) -
         return found
     if name in _WORDS:
         return _WORDS[name]
+    return Word(name, lambda: _unknown(expression, instr, name, scope))
+
+
+def _unknown(expression: Expression, instr: Instr, name: str, scope: Mapping[str, Value]) -> MergeflowError:
     hint = ""
     digits = name[: len(name) - len(name.lstrip("0123456789"))]
     if digits and name[len(digits) :] in scope:
         hint = f"or {digits} * {name[len(digits) :]}?"
     elif whole := _unquoted(expression.text, instr.offset, scope):
         place = expression.place(instr.offset)
-        raise RecipeError(f"{whole} is one name, but is read as several", place=place, hint=f"quote it: {spell(whole)}")
+        return RecipeError(
+            f"{whole} is one name, but is read as several", place=place, hint=f"quote it: {spell(whole)}"
+        )
     elif name in built_in():
         hint = f"{name} is a method, called as {built_in()[name].signature}"
-    raise UnknownName("source, param or step", name, scope, place=expression.place(instr.offset), hint=hint)
+    return UnknownName("source, param or step", name, scope, place=expression.place(instr.offset), hint=hint)
 
 
 def _unquoted(text: str, at: int, scope: Mapping[str, Value]) -> str:
@@ -107,8 +127,18 @@ def _pop(stack: list[Value], n: int) -> list[Value]:
     return items
 
 
+def _pop_known(stack: list[Value], n: int) -> list[Value]:
+    return [_known(value) for value in _pop(stack, n)]
+
+
+def _known(value: Value) -> Value:
+    if isinstance(value, Word):
+        raise value.unknown()
+    return value
+
+
 def _negate(expression: Expression, instr: Instr, value: Value) -> Value:
-    if isinstance(value, bool | list | Weighted):
+    if isinstance(value, bool | list | Weighted | Word):
         raise _refuse(expression, instr, f"{_what(value)} cannot be negated")
     return -value
 
@@ -179,12 +209,25 @@ _BINARY: Mapping[str, Callable[[Expression, Instr, Value, Value], Value]] = {
 
 def _call(expression: Expression, instr: Instr, call: Call, stack: list[Value]) -> Value:
     values = _pop(stack, call.positional + len(call.keywords))
-    named = dict(zip(call.keywords, values[call.positional :], strict=True))
+    positional, named = values[: call.positional], dict(zip(call.keywords, values[call.positional :], strict=True))
+    if any(isinstance(value, Word) for value in values):
+        _check_words(call.name, positional, named)
     try:
-        return _run(find(call.name), values[: call.positional], named)
+        return _run(find(call.name), positional, named)
     except MergeflowError as error:  # asked only now, because a place is found by walking through the text
         error.place = error.place or expression.place(instr.offset)
         raise
+
+
+def _check_words(name: str, positional: Sequence[Value], named: Mapping[str, Value]) -> None:
+    """A word that cannot be meant as an option's is an unknown name, whatever else is wrong with the call."""
+    try:
+        kinds: dict[str, str] = {p.name: p.kind for p in find(name).parameters}
+    except UnknownName:
+        kinds = {}
+    taken = "choice" in kinds.values()
+    for value in [*([] if taken else positional), *(v for key, v in named.items() if kinds.get(key) != "choice")]:
+        _known(value)
 
 
 def _run(method: Method, positional: list[Value], named: Mapping[str, Value]) -> Scaled:
@@ -202,7 +245,7 @@ def _bind(method: Method, positional: list[Value], named: Mapping[str, Value]) -
     for p in method.parameters:
         if not rest:
             break
-        if p.kind == "Models":  # average(a, b, c) as well as average([a, b, c])
+        if p.kind in LISTS:  # average(a, b, c) as well as average([a, b, c])
             count = next((i for i, v in enumerate(rest) if not isinstance(v, Scaled | Weighted | list)), len(rest))
             given[p.name] = rest[:count]
             del rest[:count]
@@ -229,23 +272,43 @@ def _bind(method: Method, positional: list[Value], named: Mapping[str, Value]) -
 def _accept(method: Method, parameter: Parameter, value: Value) -> object:
     """The value as the parameter's kind wants it."""
     kind = parameter.kind
-    if kind == "Models" and isinstance(value, list) and value:
+    if kind == "choice":
+        return _choose(method, parameter, value)
+    value = _known(value)
+    if kind in LISTS and isinstance(value, list) and value:
         items = [Weighted(item, None) if isinstance(item, Scaled) else item for item in _flat(value)]
         if items and all(isinstance(item, Weighted) for item in items):
             return items
     elif (
-        (kind == "Model" and isinstance(value, Scaled))
-        or (kind == "Number" and isinstance(value, Fraction | Varying))
+        (kind in ("Model", "Delta") and isinstance(value, Scaled))
+        or (kind == "Number" and not isinstance(value, bool) and isinstance(value, Fraction | Varying))
         or (kind == "bool" and isinstance(value, bool))
     ):
+        if parameter.range is not None and isinstance(value, Fraction) and not parameter.range.holds(value):
+            message = f"{method.name}: {parameter.name} is {parameter.range}, not {decimal(value)}"
+            raise RecipeError(message, hint=method.signature)
         return value
     wanted = {
         "Model": "a model",
+        "Delta": "a difference of models, as in a - base",
+        "Deltas": "a list of differences of models, as in [a - base, (b - base) @ 0.5]",
         "Models": "a list of models, as in [a, b @ 0.5]",
         "Number": "a number",
         "bool": "true or false",
     }
     raise RecipeError(f"{method.name}: {parameter.name} is {wanted[kind]}, not {_what(value)}", hint=method.signature)
+
+
+def _choose(method: Method, parameter: Parameter, value: Value) -> str:
+    """One of the words that an option takes."""
+    if isinstance(value, Word) and value.name in parameter.choices:
+        return value.name
+    shown = value.name if isinstance(value, Word) else _what(value)
+    close = nearest(value.name, parameter.choices) if isinstance(value, Word) else []
+    raise RecipeError(
+        f"{method.name}: {parameter.name} is {' or '.join(parameter.choices)}, not {shown}",
+        hint=f"did you mean {close[0]}?" if close else method.signature,
+    )
 
 
 def _flat(values: Sequence[Value]) -> list[Value]:
@@ -276,6 +339,8 @@ def _what(value: object) -> str:
         return "a number"
     if isinstance(value, Scaled):
         return "a model"
+    if isinstance(value, Word):
+        return value.name
     if isinstance(value, Weighted):
         return "a weighted model (@ belongs in a list of models)"
     return "a list" if isinstance(value, list) and _flat(value) else "an empty list"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mergeflow.digest import NUMERICS
+from mergeflow.ir.forms import kernels_in
+from mergeflow.ir.kernels import Kernel
 from mergeflow.ir.numbers import decimal
-from mergeflow.plan.bind import Bound
+from mergeflow.plan.bound import Bound
 from mergeflow.plan.facts import SourceFacts
 from mergeflow.plan.profiles import RANGE, Table
 from mergeflow.plan.resolve import Facts, Resolved, sources_of
 from mergeflow.plan.text import form_text
-from mergeflow.recipe import Expression, Output, Recipe
+from mergeflow.recipe import Expression, Output, Param, Recipe
+from mergeflow.tensors import human_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,10 @@ class Snapshot:
     metadata: Mapping[str, str]
     profiles: Mapping[str, Mapping[str, Mapping[str, str]]]  # rows (selector: value), numbers, blocks (block: value)
     policy: str = "exact"
+    container: str = "one file"
+    metadata_for: Sequence[str] = ()
+    kernels: Mapping[str, str] = field(default_factory=dict)  # what is no sum: name and version
+    seed: str = ""  # where it matters
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -48,10 +55,10 @@ class Found:
 def snapshot(bound: Bound, path: str, resolved: Resolved, facts: Facts) -> Snapshot:
     node, output = bound.outputs[path]
     used = {facts[i].name: facts[i].model for i in sorted(sources_of([node]))}
-    mentioned = _mentioned(bound.recipe, output)
-    params = {
-        name: decimal(value) for name, value in sorted(bound.numbers.items()) if name.split("/", 1)[0] in mentioned
-    }
+    point = bound.points[path]
+    mentioned = _mentioned(bound.recipe, output, point.params)
+    numbers = {**bound.numbers, **point.numbers}
+    params = {name: decimal(value) for name, value in sorted(numbers.items()) if name.split("/", 1)[0] in mentioned}
     usual = max(range(len(resolved.forms)), key=resolved.cases.count) if resolved.forms else 0
     form = form_text(resolved.forms[usual], lambda i: facts[i].name) if resolved.forms else "0"
     return Snapshot(
@@ -62,9 +69,24 @@ def snapshot(bound: Bound, path: str, resolved: Resolved, facts: Facts) -> Snaps
         output.dtype.label if output.dtype else "as the first model",
         str(bound.recipe.options.compute),
         dict(sorted(output.metadata.items())),
-        {name: _profile(table) for name, table in sorted(resolved.tables.items())},
+        {bound.profiles[key].name: _profile(table) for key, table in sorted(resolved.tables.items())},
         bound.recipe.options.policy,
+        f"shards of {human_bytes(output.shard_size)}" if output.shard_size else "one file",
+        sorted(output.metadata_for),
+        {leaf.kernel.name: _version(leaf.kernel) for form in resolved.forms for leaf in kernels_in(form)},
+        _seed(bound, resolved),
     )
+
+
+def _version(kernel: Kernel) -> str:
+    return f"version {kernel.version}" + (f" of {kernel.origin[:12]}" if kernel.origin else "")
+
+
+def _seed(bound: Bound, resolved: Resolved) -> str:
+    """The recipe's seed, if a kernel draws from it."""
+    leaves = (leaf for form in resolved.forms for leaf in kernels_in(form))
+    drawn = any(leaf.kernel.random and "seed" not in dict(leaf.arguments) for leaf in leaves)
+    return str(bound.recipe.options.seed) if drawn else ""
 
 
 def _profile(table: Table) -> dict[str, dict[str, str]]:
@@ -75,8 +97,9 @@ def _profile(table: Table) -> dict[str, dict[str, str]]:
     }
 
 
-def _mentioned(recipe: Recipe, output: Output) -> set[str]:
-    """The names that an output's expression leads to, through steps and params."""
+def _mentioned(recipe: Recipe, output: Output, chosen: Mapping[str, Param]) -> set[str]:
+    """The names that an output's expression leads to, through steps and params; of sweeps, through the values that are
+    `chosen` for it."""
     expressions: list[Expression] = [output.expr, *output.replace.values()]
     found: set[str] = set()
     while expressions:
@@ -84,7 +107,7 @@ def _mentioned(recipe: Recipe, output: Output) -> set[str]:
             if name in found:
                 continue
             found.add(name)
-            step, param = recipe.steps.get(name), recipe.params.get(name)
+            step, param = recipe.steps.get(name), chosen.get(name, recipe.params.get(name))
             if step is not None:
                 expressions += [
                     e for e in (step.expr, *step.arguments.values(), *step.replace.values()) if e is not None
@@ -135,7 +158,15 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
             lines.append(f"{what} changed: {before.get(key)} → {after[key]}")
     if (policy := before.get("policy", "exact")) != after.get("policy", "exact"):
         lines.append(f"the policy changed: {policy} → {after.get('policy', 'exact')}")
-    if before.get("metadata") != after["metadata"]:
+    if (container := before.get("container", "one file")) != after.get("container", "one file"):
+        lines.append(f"it is written otherwise: {container} → {after.get('container', 'one file')}")
+    old, new = before.get("kernels", {}), after.get("kernels", {})
+    changed = [name for name in sorted(old.keys() & new.keys()) if old[name] != new[name]]
+    lines += [f"the method {name} changed: {old[name]} → {new[name]}" for name in changed]
+    if before.get("seed") and after.get("seed") and before["seed"] != after["seed"]:
+        lines.append(f"the seed changed: {before['seed']} → {after['seed']}")
+    told = [sorted(s.get("metadata_for", ())) for s in (before, after)]
+    if before.get("metadata") != after["metadata"] or told[0] != told[1]:
         lines.append("its metadata changed")
     if not lines and before.get("form") != after["form"]:
         lines.append(f"the expression changed: {before.get('form')} → {after['form']}")

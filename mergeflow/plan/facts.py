@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mergeflow.arch import Architecture
+from mergeflow.arch import Architecture, Kind
 from mergeflow.tensors import TensorSpec
 
 QUANTISED = (".scale_weight", ".weight_scale", ".absmax", ".quant_map", ".quant_state.bitsandbytes__nf4",
@@ -21,7 +21,8 @@ def _no_sample(name: str) -> bytes:
 class SourceFacts:
     """`digests` and `nonfinite` are by tensor name; `model` is the printable model digest; `delta` says that the file
     holds a difference of models. Tensors start at positions that count through all of `files` (formats.many). `sample`
-    gives some values of a tensor as float32, the same ones of every model, or nothing where they are not known."""
+    gives some values of a tensor as float32, the same ones of every model, or nothing where they are not known. `kind`
+    is None of a whole model."""
 
     name: str
     files: tuple[Path, ...]
@@ -32,6 +33,7 @@ class SourceFacts:
     architecture: Architecture
     delta: bool
     sample: Callable[[str], bytes] = field(default=_no_sample, compare=False)
+    kind: Kind | None = None
 
     def quantised_by(self) -> str:
         """The name of a tensor that shows the file to hold scaled, quantised weights; '' when it does not."""

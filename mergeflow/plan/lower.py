@@ -1,7 +1,8 @@
 """From normal forms to programs and keys, tensor by tensor.
 
 A tensor's key is the hash of a text: numerics version, dtypes, and for each term its integer and the digest of the
-tensor (or the key of the rounding point) it multiplies. Equal terms are combined here, where digests are known: where
+tensor (or the key of the rounding point, or of the kernel's result) it multiplies. An applied kernel's text names the kernel with its version and
+arguments, and its operands in the same way. Equal terms are combined here, where digests are known: where
 two files hold the same VAE, `a + (b - c) * 0.3` is a copy.
 
 Terms are taken in the order of their integers, largest first, then of their digests: a sum that is not exact depends
@@ -14,17 +15,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from math import lcm
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from mergeflow.arch import Architecture
 from mergeflow.digest import NUMERICS, action_key
 from mergeflow.errors import RecipeError
-from mergeflow.ir.forms import Form, Rounded, inner_first
+from mergeflow.ir.forms import Applied, Form, Point, inner_first
 from mergeflow.plan.facts import SourceFacts
-from mergeflow.plan.program import COPY, ZERO, Op, Program, TensorWork, Wide, make_op
+from mergeflow.plan.program import COPY, STAGED, ZERO, Call, Op, Program, Staged, TensorWork, Wide, make_op
 from mergeflow.plan.resolve import Facts, Resolved
 from mergeflow.tensors import DType, TensorSpec
 
+Step = Op | Call
+Identity = tuple[int, DType | None, DType]  # of a point of a form
+S = TypeVar("S", Op, Op | Call)
 _WIDE_CHANNELS = (8, 9)  # instruct-pix2pix and inpainting; their text-to-image parents have 4
 
 
@@ -38,12 +42,14 @@ class _Value(NamedTuple):
 
 
 class Lowering:
-    """Lowers the tensors of outputs that share sources and programs. `programs` grows as it goes."""
+    """Lowers the tensors of outputs that share sources and programs. `programs` and `staged` grow as it goes."""
 
-    def __init__(self, facts: Facts, compute: DType | None) -> None:
-        self._facts, self._compute = facts, compute
+    def __init__(self, facts: Facts, compute: DType | None, seed: int = 0) -> None:
+        self._facts, self._compute, self._seed = facts, compute, seed
         self.programs: list[Program] = []
+        self.staged: list[Staged] = []
         self._numbers: dict[Program, int] = {}
+        self._staged_numbers: dict[Staged, int] = {}
         self._patterns: dict[tuple[object, ...], int] = {}
 
     def output(self, resolved: Resolved, dtypes: Sequence[DType | None]) -> Iterator[TensorWork]:
@@ -52,6 +58,7 @@ class Lowering:
         Raises:
             RecipeError: shapes or dtypes that do not go together; arithmetic on scaled quantised weights.
         """
+        self._facts = resolved.facts
         flat = [self._flat(form) for form in resolved.forms]
         tensors = zip(resolved.specs, resolved.primaries, resolved.cases, dtypes, strict=True)
         for spec, primary, case, dtype in tensors:
@@ -65,6 +72,7 @@ class Lowering:
 
     def preimage(self, resolved: Resolved, dtype: DType | None, index: int) -> str:
         """The text whose hash is the key of one tensor, for people."""
+        self._facts = resolved.facts
         spec, primary = resolved.specs[index], resolved.primaries[index]
         if not spec.dtype.is_float or resolved.architecture.is_buffer(spec.name):
             return copy_preimage(self._facts[primary].digests[spec.name])
@@ -76,8 +84,8 @@ class Lowering:
     # -- the common case: distinct sources of one shape, no rounding points --------------------------------------
 
     def _flat(self, form: Form) -> tuple[Form, tuple[int, ...], tuple[int, ...], int] | None:
-        """(form, sources, integers, denominator) of a form without rounding points."""
-        sources = tuple(leaf for _, leaf in form.terms if not isinstance(leaf, Rounded))
+        """(form, sources, integers, denominator) of a form over sources alone."""
+        sources = tuple(leaf for _, leaf in form.terms if isinstance(leaf, int))
         if len(sources) != len(form.terms) or len(sources) < 2:
             return None
         integers, divisor = form.integers()
@@ -121,17 +129,17 @@ class Lowering:
         key = action_key(copy_preimage(self._facts[source].digests[spec.name]))
         return TensorWork(spec.name, spec.dtype, spec.shape, key, COPY, ((source, start),))
 
-    # -- everything else: equal tensors, rounding points, zeros, wide first convolutions -------------------------
+    # -- everything else: equal tensors, rounding points, kernels, zeros, wide first convolutions ----------------
 
     def _general(
         self, spec: TensorSpec, primary: int, form: Form, target: DType, architecture: Architecture,
         texts: list[str] | None = None,
     ) -> TensorWork:  # fmt: skip
-        values: dict[tuple[int, DType], _Value] = {}
-        ops: list[Op] = []
+        tensor = _Tensor(self._facts, spec.name, self._compute, self._seed, texts)
+        result = _Value("", None, target)
         for point in inner_first(form, target):
-            values[id(point.form), point.dtype] = self._value(spec, point, values, ops, texts)
-        result = values[id(form), target]
+            result = tensor.add(point)
+        ops = tensor.ops
         name, shape = spec.name, spec.shape
         if result.operand is None:
             text = f"{_head(target, target)}zeros {','.join(map(str, shape))}\n"
@@ -150,12 +158,11 @@ class Lowering:
             last = ~(len(ops) - 1)
         ops, inputs = reachable(ops, ~last)
         self._check_operands(spec, primary, inputs, architecture)
-        dtypes = tuple(self._facts[s].tensors[name].dtype for s in inputs)
         reads = tuple((s, self._facts[s].tensors[name].start) for s in inputs)
-        number = self._number(Program(dtypes, tuple(ops)))
+        program, staged = self._numbered(tuple(self._facts[s].tensors[name].dtype for s in inputs), ops)
         wide = self._check_shape(spec, primary, inputs)
         if wide is None:
-            return TensorWork(name, target, shape, action_key(result.identity), number, reads)
+            return TensorWork(name, target, shape, action_key(result.identity), program, reads, staged=staged)
         own = self._facts[primary]
         key_text = f"{result.identity}first {wide.narrow} channels, the rest of b3:{own.digests[name].hex()}\n"
         if texts is not None:
@@ -163,42 +170,21 @@ class Lowering:
         widths = tuple(self._facts[s].tensors[name].shape == shape for s in inputs)
         reads = (*reads, (primary, own.tensors[name].start))
         return TensorWork(
-            name, target, shape, action_key(key_text), number, reads, wide, widths, own.tensors[name].dtype
-        )
+            name, target, shape, action_key(key_text), program, reads, wide, widths, own.tensors[name].dtype,
+            staged=staged,
+        )  # fmt: skip
 
-    def _value(
-        self, spec: TensorSpec, point: Rounded, values: dict[tuple[int, DType], _Value], ops: list[Op],
-        texts: list[str] | None,
-    ) -> _Value:  # fmt: skip
-        """One form of one tensor, its inner forms being done: combine equal terms, then copy, zero or compute."""
-        shares: dict[str, Fraction] = {}
-        leaves: dict[str, _Value] = {}
-        for share, leaf in point.form.terms:
-            if isinstance(leaf, Rounded):
-                value = values[id(leaf.form), leaf.dtype]
-                if value.operand is None:
-                    continue
-            else:
-                source = self._facts[leaf]
-                value = _Value(f"b3:{source.digests[spec.name].hex()}", leaf, source.tensors[spec.name].dtype)
-            leaves.setdefault(value.identity, value)
-            shares[value.identity] = shares.get(value.identity, Fraction(0)) + share
-        left = {identity: share for identity, share in shares.items() if share}
-        if not left:
-            return _Value("", None, point.dtype)
-        if len(left) == 1:
-            (identity, share) = next(iter(left.items()))
-            if share == 1 and leaves[identity].dtype is point.dtype:
-                return leaves[identity]
-        divisor = lcm(*(share.denominator for share in left.values()))
-        integers = sorted(((int(s * divisor), i) for i, s in left.items()), key=lambda t: (-t[0], _by_name(t[1])))
-        compute = self._compute or point.dtype.compute
-        ops.append(make_op([(n, _operand(leaves[i])) for n, i in integers], divisor, compute, point.dtype))
-        lines = "".join([f"{n} * {_by_name(i)}\n" for n, i in integers])
-        text = f"{_head(compute, point.dtype)}{lines}/ {divisor}\n"
-        if texts is not None:
-            texts.append(text)
-        return _Value(text, ~(len(ops) - 1), point.dtype)
+    def _numbered(self, inputs: tuple[DType, ...], ops: Sequence[Step]) -> tuple[int, int]:
+        """What a tensor's work has as its `program` and its `staged`."""
+        sums = tuple([op for op in ops if isinstance(op, Op)])
+        if len(sums) == len(ops):
+            return self._number(Program(inputs, sums)), -1
+        staged = Staged(inputs, tuple(ops))
+        number = self._staged_numbers.get(staged)
+        if number is None:
+            number = self._staged_numbers[staged] = len(self.staged)
+            self.staged.append(staged)
+        return STAGED, number
 
     # -- what must fit together ----------------------------------------------------------------------------------
 
@@ -252,9 +238,101 @@ class Lowering:
         )
 
 
+class _Tensor:
+    """The points of one tensor's form, one after the other, as operations. `texts` takes the preimage of each."""
+
+    def __init__(
+        self, facts: Facts, name: str, compute: DType | None, seed: int, texts: list[str] | None = None
+    ) -> None:
+        self._facts, self._name, self._seed, self._texts = facts, name, seed, texts
+        self._compute = compute
+        self.ops: list[Step] = []
+        self._values: dict[Identity, _Value] = {}
+        self._known: dict[str, _Value] = {}  # by identity: what is computed once need not be again
+
+    def add(self, point: Point) -> _Value:
+        """The value of a point, those it is made of being done."""
+        compute = self._compute or point.context.compute
+        value = self._applied(point, point.leaf, compute) if isinstance(point.leaf, Applied) else None
+        value = value or self._sum(point, compute)
+        self._values[point.identity] = value
+        return value
+
+    def _sum(self, point: Point, compute: DType) -> _Value:
+        """A form: combine equal terms, then copy, zero or compute."""
+        assert not isinstance(point.leaf, Applied)
+        shares: dict[str, Fraction] = {}
+        leaves: dict[str, _Value] = {}
+        to = point.leaf.dtype or compute
+        for share, leaf in point.leaf.form.terms:
+            if isinstance(leaf, int):
+                source = self._facts[leaf]
+                dtype = source.tensors[self._name].dtype
+                value = _Value(f"b3:{source.digests[self._name].hex()}", leaf, dtype)
+            else:
+                value = self._values[point.within(leaf).identity]
+                if value.operand is None:
+                    continue
+            leaves.setdefault(value.identity, value)
+            shares[value.identity] = shares.get(value.identity, Fraction(0)) + share
+        left = {identity: share for identity, share in shares.items() if share}
+        if not left:
+            return _Value("", None, to)
+        if len(left) == 1:
+            (identity, share) = next(iter(left.items()))
+            dtype = leaves[identity].dtype
+            if share == 1 and (dtype is to or (point.leaf.dtype is None and _widens(dtype, to))):
+                return leaves[identity]  # operands of kernels are cast as they are read
+        divisor = lcm(*(share.denominator for share in left.values()))
+        integers = sorted(((int(s * divisor), i) for i, s in left.items()), key=lambda t: (-t[0], _by_name(t[1])))
+        lines = "".join([f"{n} * {_by_name(i)}\n" for n, i in integers])
+        terms = [(n, _operand(leaves[i])) for n, i in integers]
+        return self._op(make_op(terms, divisor, compute, to), f"{_head(compute, to)}{lines}/ {divisor}\n")
+
+    def _applied(self, point: Point, leaf: Applied, compute: DType) -> _Value:
+        """A kernel: leave out what is zero, put operands whose order means nothing into that of their content."""
+        kernel = leaf.kernel
+        values = [self._values[point.within(operand).identity] for operand in leaf.operands]
+        weights = leaf.weights or (Fraction(1),) * len(values)
+        given = list(zip(values, weights, strict=True))
+        if kernel.zeros and kernel.many:
+            given = [(value, weight) for value, weight in given if value.operand is not None]
+        if not given or (kernel.zeros and given[0][0].operand is None):
+            return _Value("", None, compute)
+        if kernel.same and len({value.identity for value, _ in given}) == 1 and given[0][0].operand is not None:
+            return given[0][0]
+        if kernel.symmetric:
+            given.sort(key=lambda item: (-item[1], _by_name(item[0].identity)))
+        lines = [f"kernel {kernel.name} {kernel.version} {kernel.origin}".rstrip()]
+        lines += [f"{name} {value}" for name, value in leaf.arguments]
+        lines += [f"{name} {str(value).lower() if isinstance(value, bool) else value}" for name, value in leaf.options]
+        lines += [f"{w} * {_by_name(v.identity) if v.operand is not None else 'zeros'}" for v, w in given]
+        seed = 0
+        if kernel.random:
+            seed = int(dict(leaf.arguments).get("seed", self._seed))
+            lines += [f"seed {seed}", f"tensor {self._name}"]
+        operands = tuple([self._zeros(compute) if v.operand is None else v.operand for v, _ in given])
+        kept = tuple([w for _, w in given]) if leaf.weights else ()
+        call = Call(kernel.name, operands, leaf.arguments, kept, leaf.options, seed, compute)
+        return self._op(call, _head(compute, compute) + "".join([f"{line}\n" for line in lines]))
+
+    def _zeros(self, compute: DType) -> int:
+        self.ops.append(Op((), 1, compute, compute))
+        return ~(len(self.ops) - 1)
+
+    def _op(self, op: Step, text: str) -> _Value:
+        value = self._known.get(text)
+        if value is None:
+            self.ops.append(op)
+            value = self._known[text] = _Value(text, ~(len(self.ops) - 1), op.to)
+        if self._texts is not None:
+            self._texts.append(text)
+        return value
+
+
 def check_quantised(resolved: Resolved, works: Sequence[TensorWork], facts: Facts) -> None:
     """Refuse arithmetic on files whose numbers mean nothing without their scales; copying them is fine."""
-    computed = {source for work in works if work.program >= 0 for source, _ in work.reads}
+    computed = {source for work in works if work.computed for source, _ in work.reads}
     for i in sorted(computed):
         if tensor := facts[i].quantised_by():
             raise _quantised(facts[i], tensor)
@@ -301,28 +379,25 @@ def _operand(value: _Value) -> int:
     return value.operand
 
 
-def reachable(ops: list[Op], last: int) -> tuple[list[Op], list[int]]:
+def _widens(dtype: DType, compute: DType) -> bool:
+    """Whether every value of a dtype is one of the compute dtype too."""
+    return dtype.is_float and (compute is DType.F64 or dtype is not DType.F64)
+
+
+def reachable(ops: Sequence[S], last: int) -> tuple[list[S], list[int]]:
     """The ops that the last one needs, renumbered, and the sources they read; operands then count inputs first."""
     needed, stack = {last}, [last]
     while stack:
-        for _, operand in ops[stack.pop()].terms:
+        for operand in ops[stack.pop()].operands:
             if operand < 0 and ~operand not in needed:
                 needed.add(~operand)
                 stack.append(~operand)
     kept = sorted(needed)
     sources: dict[int, int] = {}
     for i in kept:
-        for _, operand in ops[i].terms:
+        for operand in ops[i].operands:
             if operand >= 0:
                 sources.setdefault(operand, len(sources))
     place = {i: len(sources) + k for k, i in enumerate(kept)}
-    renumbered = [
-        Op(
-            tuple((n, sources[o] if o >= 0 else place[~o]) for n, o in ops[i].terms),
-            ops[i].divisor,
-            ops[i].compute,
-            ops[i].to,
-        )
-        for i in kept
-    ]
+    renumbered = [ops[i].renumbered(lambda o: sources[o] if o >= 0 else place[~o]) for i in kept]
     return renumbered, list(sources)

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import networkx as nx
 
 from mergeflow.errors import MergeflowError, UnknownName
-from mergeflow.formats.layout import Layout, canonical_order, lay_out
+from mergeflow.formats.containers import lay_out_as
+from mergeflow.formats.layout import Layout, canonical_order
 from mergeflow.plan import a1111
-from mergeflow.plan.bind import Bound
+from mergeflow.plan.announce import announced
+from mergeflow.plan.bound import Bound
+from mergeflow.plan.dependencies import dependencies
 from mergeflow.plan.embed import file_key, metadata
 from mergeflow.plan.explain import Found, Snapshot, nonfinite_notes, reason, snapshot
+from mergeflow.plan.jobs import Job, jobs, measured
+from mergeflow.plan.kept import Keeping, Kept, KeptFile, nothing, take, wanted
 from mergeflow.plan.lower import Lowering, check_quantised
-from mergeflow.plan.place import Budget, Placement, footprint, place
-from mergeflow.plan.program import COPY, Program, TensorWork
+from mergeflow.plan.originals import Originals
+from mergeflow.plan.place import Budget, Placement
+from mergeflow.plan.program import COPY, STAGED, Program, Staged, TensorWork
 from mergeflow.plan.related import stranger_notes
 from mergeflow.plan.resolve import Facts, Resolved, check_claim, resolve_output, sources_of
+from mergeflow.plan.scans import scans
 from mergeflow.plan.surgery import constant_preimage, constants, dtypes, trim
 from mergeflow.plan.units import Unit, cut
 from mergeflow.recipe import Output
@@ -27,7 +34,8 @@ from mergeflow.tensors import DType
 
 @dataclass(frozen=True, slots=True)
 class OutputPlan:
-    """One output: what it would be made of, and whether it has to be. `works` are in the order of the file."""
+    """One output: what it would be made of, and whether it has to be. `works` are in the order of the file; outputs of
+    one `scan` are made in one pass and share its placement."""
 
     path: str
     target: Path
@@ -38,9 +46,21 @@ class OutputPlan:
     snapshot: Snapshot
     build: bool
     reason: str
+    scan: int | None
     placement: Placement | None
     warnings: tuple[str, ...]
     bytes_read: int
+    kept: Mapping[str, TensorWork] = field(default_factory=dict)
+
+    @property
+    def actions(self) -> Sequence[TensorWork]:
+        """The works as they will be done: what an earlier build has made already is copied."""
+        return [self.kept.get(work.name, work) for work in self.works] if self.kept else self.works
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that the output consists of; the last is `target`."""
+        return self.layout.paths(self.target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +70,41 @@ class Plan:
     bound: Bound
     facts: Facts
     programs: tuple[Program, ...]
+    staged: tuple[Staged, ...]
     outputs: tuple[OutputPlan, ...]
     notes: tuple[str, ...]
     graph: nx.DiGraph[str]
+    kept_files: tuple[KeptFile, ...] = ()
 
-    def units(self, output: OutputPlan) -> Sequence[Unit]:
-        assert output.placement is not None
-        return tuple(cut(output.works, output.layout.tensors, self.programs, output.placement.unit))
+    @property
+    def first_kept(self) -> int:
+        """The number of the first of the kept files: they come after the sources."""
+        return len(self.bound.sources)
+
+    def passes(self) -> list[list[OutputPlan]]:
+        """The outputs to build, those that share a pass over their sources together."""
+        together: dict[int, list[OutputPlan]] = {}
+        for output in self.outputs:
+            if output.scan is not None:
+                together.setdefault(output.scan, []).append(output)
+        return list(together.values())
+
+    def work(
+        self, outputs: Sequence[OutputPlan], only: Sequence[Collection[str]] | None = None
+    ) -> tuple[Sequence[Job], Sequence[Unit]]:
+        """What has to be done in one pass: the tensors that kernels are applied in, and all other work. `only` names
+        the tensors of each output that are to be made."""
+        placement = outputs[0].placement
+        assert placement is not None
+        actions = [(o.actions, o.layout.tensors) for o in outputs]
+        return jobs(actions, only), tuple(cut(actions, self.programs, placement.unit, only))
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """How the planner was asked. `targets`: the output file of each wanted output; `found` looks at one."""
+    """How the planner was asked. `targets`: the output file of each wanted output; `found` looks at one. `originals`
+    tells of the sources' files what outputs with `metadata_for:` say. `kept` looks for tensors, by their keys, in what
+    earlier builds have left."""
 
     targets: Mapping[str, Path]
     found: Callable[[OutputPlan], Found]
@@ -69,6 +112,8 @@ class Request:
     workers: int | None = None
     device: str = "cpu"
     force: bool = False
+    originals: Originals = field(default_factory=Originals)
+    kept: Callable[[Collection[str]], Mapping[str, Kept]] = nothing
 
 
 def make_plan(bound: Bound, facts: Facts, request: Request) -> Plan:
@@ -96,9 +141,11 @@ def make_plan(bound: Bound, facts: Facts, request: Request) -> Plan:
             order = canonical_order((w.name, w.dtype, w.shape) for w in works.values())
             ordered = [works[name] for name, _, _ in order]
             text = bound.recipe.text if output.embed == "recipe" else None
-            layout = lay_out(order, metadata(resolved, facts, output.dtype, compute, output.metadata, text, merger))
-            strangers = stranger_notes(resolved, facts, cosines)
-            warnings = [*resolved.notes, *_nonfinite(bound, ordered, facts), *strangers]
+            own = announced(bound, output, resolved, ordered, facts, request.originals)
+            said = metadata(resolved, facts, output.dtype, compute, own, text, merger, options.seed)
+            layout = lay_out_as(path, order, said, output.shard_size)
+            strangers = stranger_notes(resolved, resolved.facts, cosines)
+            warnings = [*resolved.notes, *_nonfinite(bound, ordered, resolved.facts), *strangers]
         except MergeflowError as error:
             if error.place is None:
                 error.place = output.expr.place(0)
@@ -115,20 +162,24 @@ def make_plan(bound: Bound, facts: Facts, request: Request) -> Plan:
             True,
             "",
             None,
+            None,
             tuple(warnings),
-            _bytes_read(ordered, lowering.programs),
+            _bytes_read(ordered, lowering),
         )
-        outputs.append(_decide(draft, request, lowering.programs))
-    plan = Plan(bound, facts, tuple(lowering.programs), tuple(outputs), tuple(notes), nx.DiGraph())
-    _draw(plan)
-    return plan
+        outputs.append(_decide(draft, request))
+    keeping = Keeping(len(bound.sources))
+    outputs = _with_kept(outputs, request, keeping, lowering)
+    placed = _placed(outputs, request, lowering)
+    graph = dependencies(bound, facts, placed)
+    programs = tuple(lowering.programs), tuple(lowering.staged)
+    return Plan(bound, facts, *programs, tuple(placed), tuple(notes), graph, tuple(keeping.files))
 
 
 def _lowering(bound: Bound, facts: Facts) -> Lowering | a1111.A1111Lowering:
     options = bound.recipe.options
     if options.policy == a1111.NAME:
         return a1111.A1111Lowering(facts)
-    return Lowering(facts, options.compute if isinstance(options.compute, DType) else None)
+    return Lowering(facts, options.compute if isinstance(options.compute, DType) else None, options.seed)
 
 
 def _lowered(
@@ -139,21 +190,54 @@ def _lowered(
     return lowering.output(resolved, dtypes(resolved, output))
 
 
-def _bytes_read(works: Sequence[TensorWork], programs: Sequence[Program]) -> int:
-    """What the executor will read of the sources."""
-    per_element = [sum(d.size for d in p.inputs) for p in programs]
-    copied = sum(w.nbytes for w in works if w.program == COPY)
-    return copied + sum(w.nbytes // w.dtype.size * per_element[w.program] for w in works if w.program >= 0)
+def _bytes_read(works: Sequence[TensorWork], lowering: Lowering | a1111.A1111Lowering) -> int:
+    """What the executor will read of the sources; of tensors that are gone through more than once, about."""
+    per_element = [sum(d.size for d in p.inputs) for p in lowering.programs]
+    copied = sum(w.nbytes for w in works if w.program == COPY and not w.payload)
+    in_stages = [sum(d.size for d in p.inputs) * (2 if measured(p) else 1) for p in lowering.staged]
+    applied = sum(w.nbytes // w.dtype.size * in_stages[w.staged] for w in works if w.program == STAGED)
+    return copied + applied + sum(w.nbytes // w.dtype.size * per_element[w.program] for w in works if w.program >= 0)
 
 
-def _decide(draft: OutputPlan, request: Request, programs: Sequence[Program]) -> OutputPlan:
+def _decide(draft: OutputPlan, request: Request) -> OutputPlan:
     build, why = reason(draft.key, request.found(draft), draft.snapshot)
     if request.force and not build:
         build, why = True, "it was asked for (--force)"
-    if not build:
-        return replace(draft, build=False, reason=why)
-    placement = place(footprint(programs, draft.works), request.budget, device=request.device, workers=request.workers)
-    return replace(draft, build=True, reason=why, placement=placement)
+    return replace(draft, build=build, reason=why)
+
+
+def _with_kept(
+    outputs: Sequence[OutputPlan], request: Request, keeping: Keeping, lowering: Lowering | a1111.A1111Lowering
+) -> list[OutputPlan]:
+    """The outputs to build, with the tensors that need not be computed again. `--force` computes all of them."""
+    building = [output for output in outputs if output.build]
+    if request.force or not building:
+        return list(outputs)
+    found = request.kept({key for output in building for key in wanted(output.works)})
+    result = []
+    for output in outputs:
+        kept = take(output.works, found, keeping) if output.build else {}
+        if kept:
+            draft = replace(output, kept=kept)
+            result.append(replace(draft, bytes_read=_bytes_read(draft.actions, lowering)))
+        else:
+            result.append(output)
+    return result
+
+
+def _placed(
+    outputs: Sequence[OutputPlan], request: Request, lowering: Lowering | a1111.A1111Lowering
+) -> list[OutputPlan]:
+    """The outputs, those to build with their pass and where it runs."""
+    placed = list(outputs)
+    to_build = [(i, output.actions) for i, output in enumerate(outputs) if output.build]
+    passes = scans(
+        to_build, lowering.programs, request.budget, lowering.staged, device=request.device, workers=request.workers
+    )
+    for number, scan in enumerate(passes):
+        for i in scan.members:
+            placed[i] = replace(outputs[i], scan=number, placement=scan.placement)
+    return placed
 
 
 def _nonfinite(bound: Bound, works: Sequence[TensorWork], facts: Facts) -> list[str]:
@@ -168,47 +252,6 @@ def _nonfinite(bound: Bound, works: Sequence[TensorWork], facts: Facts) -> list[
     if lines and policy == "error":
         raise MergeflowError(lines[0], hint="options: { nonfinite: warn } builds all the same")
     return lines
-
-
-def _draw(plan: Plan) -> None:
-    """The graph of names: sources, steps and outputs, with what each output will do."""
-    graph, bound = plan.graph, plan.bound
-    label = {id(node): name for name, node in bound.nodes.items()}
-    for i, fact in plan.facts.items():
-        graph.add_node(bound.sources[i].name, kind="source", digest=fact.model)
-    for name, node in bound.steps.items():
-        graph.add_node(name, kind="step")
-        graph.add_edges_from((used, name) for used in _direct(node, label, name, bound))
-    for output in plan.outputs:
-        graph.add_node(output.path, kind="output", build=output.build, reason=output.reason)
-        node, _ = bound.outputs[output.path]
-        graph.add_edges_from((used, output.path) for used in _direct(node, label, output.path, bound))
-    wanted = {o.path for o in plan.outputs}
-    keep = wanted.union(*(nx.ancestors(graph, o) for o in wanted)) if wanted else set()
-    graph.remove_nodes_from([n for n in graph if n not in keep])
-
-
-def _direct(root: object, label: Mapping[int, str], own: str, bound: Bound) -> list[str]:
-    """The names that a node's expression mentions: the nearest named nodes below it."""
-    from mergeflow.ir.nodes import Load, Node
-
-    assert isinstance(root, Node)
-    found: list[str] = []
-    seen: set[int] = set()
-    stack: list[Node] = [root]
-    while stack:
-        node = stack.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        name = label.get(id(node))
-        if name is not None and name != own:
-            found.append(name)
-        elif isinstance(node, Load):
-            found.append(bound.sources[node.source].name)
-        else:
-            stack += node.inputs()
-    return found
 
 
 def tensor_preimage(plan: Plan, output: OutputPlan, name: str) -> str:

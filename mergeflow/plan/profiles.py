@@ -16,7 +16,7 @@ from itertools import groupby, repeat
 from mergeflow.arch import Architecture, Rank, get, mbw, preset, preset_like, presets, select
 from mergeflow.errors import Place, RecipeError, UnknownName
 from mergeflow.ir.numbers import decimal
-from mergeflow.plan.bind import Entry, Profile
+from mergeflow.plan.bound import Entry, Profile
 from mergeflow.recipe import BlockList
 from mergeflow.recipe.tokens import clip
 

@@ -1,14 +1,16 @@
-"""Kernels as data: straight-line programs over tiles, the same for every tensor of the same formula and dtypes."""
+"""Programs as data: straight lines over tiles, the same for every tensor of the same formula and dtypes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import NamedTuple
 
+from mergeflow.ir.kernels import Choice
 from mergeflow.tensors import DType, TensorSpec
 
-COPY, ZERO, CONSTANT = -1, -2, -3  # what a tensor's `program` can be instead of the number of one
+COPY, ZERO, CONSTANT, STAGED = -1, -2, -3, -4  # what a tensor's `program` can be instead of the number of one
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,43 @@ class Op:
     divisor: int
     compute: DType
     to: DType
+
+    @property
+    def operands(self) -> tuple[int, ...]:
+        return tuple([operand for _, operand in self.terms])
+
+    def renumbered(self, number: Callable[[int], int]) -> Op:
+        return Op(tuple([(share, number(o)) for share, o in self.terms]), self.divisor, self.compute, self.to)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A kernel by name, applied to operands in `to`, the compute dtype; the result has it too. What depends on the
+    tensor (its name, its length) is not part of it."""
+
+    kernel: str
+    operands: tuple[int, ...]
+    arguments: tuple[tuple[str, Fraction], ...]
+    weights: tuple[Fraction, ...]
+    options: tuple[tuple[str, Choice], ...]
+    seed: int
+    to: DType
+
+    def renumbered(self, number: Callable[[int], int]) -> Call:
+        return replace(self, operands=tuple(map(number, self.operands)))
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A program with kernels in it, numbered like a Program's ops. It is run in stages: what kernels have to know of
+    whole tensors first."""
+
+    inputs: tuple[DType, ...]
+    ops: tuple[Op | Call, ...]
+
+    @property
+    def out(self) -> DType:
+        return self.ops[-1].to
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +100,13 @@ class TensorWork(NamedTuple):
     wide_inputs: tuple[bool, ...] = ()
     wide_dtype: DType | None = None
     data: bytes = b""  # the whole of a CONSTANT
+    staged: int = -1  # the number of its program among those with kernels, where `program` is STAGED
+    payload: bytes = b""  # the digest that copied bytes must have, where they come from an earlier build
+
+    @property
+    def computed(self) -> bool:
+        """Whether arithmetic is done on what it reads."""
+        return self.program >= 0 or self.program == STAGED
 
     @property
     def nbytes(self) -> int:

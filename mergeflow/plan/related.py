@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from operator import mul
 
+from mergeflow.ir.forms import sources_in
 from mergeflow.plan.facts import SourceFacts
 from mergeflow.plan.resolve import Facts, Resolved
 
@@ -41,13 +42,7 @@ def stranger_notes(resolved: Resolved, facts: Facts, known: dict[Pair, float | N
 
 def _mixed(resolved: Resolved) -> set[Pair]:
     """Each model whose tensors a result has, with each other one that is mixed into them."""
-    from mergeflow.ir.forms import inner_first
-    from mergeflow.tensors import DType
-
-    leaves = [
-        {leaf for point in inner_first(form, DType.F64) for _, leaf in point.form.terms if isinstance(leaf, int)}
-        for form in resolved.forms
-    ]
+    leaves = [set(sources_in(form)) for form in resolved.forms]
     cases = set(zip(resolved.primaries, resolved.cases, strict=True))
     mixed = [(primary, leaves[case]) for primary, case in cases if len(leaves[case]) > 1]
     return {(primary, other) for primary, others in mixed for other in others if other != primary}

@@ -10,16 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from mergeflow.arch import Architecture, get
+from mergeflow.arch import Architecture, find
 from mergeflow.errors import RecipeError, UnknownName
-from mergeflow.ir.forms import Analysis, Case, Form
+from mergeflow.ir.forms import Analysis, Applied, Case, Form, inner_first
 from mergeflow.ir.nodes import Load, Node, Replace, Sum, topological
 from mergeflow.ir.numbers import Varying, profiles_in
-from mergeflow.plan.bind import Bound, Claim, Profile
+from mergeflow.plan.bound import Bound, Claim, Profile
 from mergeflow.plan.facts import SourceFacts
+from mergeflow.plan.parts import at_home, check_fit, check_parts
 from mergeflow.plan.profiles import Table, resolve
 from mergeflow.recipe.tokens import clip
-from mergeflow.tensors import TensorSpec
+from mergeflow.tensors import BY_LABEL, DType, TensorSpec
 
 Facts = Mapping[int, SourceFacts]
 
@@ -27,7 +28,8 @@ Facts = Mapping[int, SourceFacts]
 @dataclass(frozen=True, slots=True)
 class Resolved:
     """An output, tensor by tensor: `specs[i]` is the primary's tensor, `forms[cases[i]]` its normal form, and
-    `primaries[i]` the source it takes the rest from."""
+    `primaries[i]` the source it takes the rest from. `facts` are those of the sources as this output sees them: a VAE
+    that is put into a model has that model's names."""
 
     primary: int
     delta: bool
@@ -38,6 +40,7 @@ class Resolved:
     forms: tuple[Form, ...]
     tables: Mapping[str, Table]
     notes: tuple[str, ...]
+    facts: Facts = field(repr=False, compare=False)
 
 
 @dataclass(slots=True)
@@ -72,8 +75,10 @@ def resolve_output(bound: Bound, root: Node, facts: Facts) -> Resolved:
     primary = start.primary(root)
     architecture = _architecture(bound, facts[primary])
     _check_components(graph, architecture, facts[primary])
+    check_parts(facts[i] for i in sorted(_summed(root)))
+    facts = at_home(facts, graph.sources, architecture)
     names, primaries = _tensor_names(graph, start, facts, architecture, bound)
-    _check_relatives(graph, facts, primary)
+    _check_relatives(graph, facts, primary, architecture)
     tables = {name: resolve(bound.profiles[name], names, architecture) for name in sorted(graph.profiles)}
     cases, analyses = _cases(graph, names, facts, tables, architecture)
     for analysis, components in analyses:
@@ -86,7 +91,7 @@ def resolve_output(bound: Bound, root: Node, facts: Facts) -> Resolved:
     forms = tuple(analysis.form(root) for analysis, _ in analyses)
     notes = _notes(bound, graph, names, facts, primary)
     return Resolved(
-        primary, start.is_delta(root), architecture, specs, tuple(primaries), tuple(cases), forms, tables, notes
+        primary, start.is_delta(root), architecture, specs, tuple(primaries), tuple(cases), forms, tables, notes, facts
     )
 
 
@@ -126,30 +131,46 @@ Canonical = tuple[tuple[Fraction, object], ...]
 
 def canonical(form: Form, same: Mapping[int, int]) -> Canonical:
     """A form as plain tuples that compare equal exactly when the forms are; `same` maps equal sources to one."""
-    from mergeflow.ir.forms import Rounded, inner_first
-    from mergeflow.tensors import DType
-
     numbers: dict[object, int] = {}  # each inner form, once seen, is known by a number
-    seen: dict[tuple[int, DType], int] = {}
+    seen: dict[tuple[int, DType | None, DType], int] = {}
     result: Canonical = ()
     for point in inner_first(form, DType.F64):
+        if isinstance(point.leaf, Applied):
+            call = (_call(point.leaf, [seen[part.identity] for part in point.parts()]),)
+            seen[point.identity] = numbers.setdefault(((Fraction(0), call),), len(numbers))
+            continue
         shares: dict[object, Fraction] = {}
-        for share, leaf in point.form.terms:
-            if isinstance(leaf, Rounded):
-                key: object = ("rounded", seen[id(leaf.form), leaf.dtype], leaf.dtype.label)
+        for share, leaf in point.leaf.form.terms:
+            if isinstance(leaf, int):
+                key: object = same[leaf]
             else:
-                key = same[leaf]
+                what = leaf.kernel.name if isinstance(leaf, Applied) else str(leaf.dtype and leaf.dtype.label)
+                key = ("inner", seen[point.within(leaf).identity], what)
             shares[key] = shares.get(key, Fraction(0)) + share
         result = tuple(sorted(((s, k) for k, s in shares.items() if s), key=lambda t: str(t[1])))
-        seen[id(point.form), point.dtype] = numbers.setdefault(result, len(numbers))
+        seen[point.identity] = numbers.setdefault(result, len(numbers))
     inner = tuple(k for k, _ in sorted(numbers.items(), key=lambda item: item[1])[:-1])
     return (*result, *((Fraction(0), k) for k in inner))
+
+
+def _call(leaf: Applied, operands: list[int]) -> tuple[object, ...]:
+    """What a kernel is applied with, by value; operands are known by numbers."""
+    weights = leaf.weights or (Fraction(1),) * len(operands)
+    taken = list(zip(weights, operands, strict=True))
+    kernel = leaf.kernel
+    return kernel.name, kernel.version, leaf.arguments, leaf.options, *(sorted(taken) if kernel.symmetric else taken)
 
 
 def _shown(form: Canonical, label: Mapping[int, str]) -> str:
     from mergeflow.plan.text import join_terms
 
-    return join_terms([(s, label[k] if isinstance(k, int) else "(rounded)") for s, k in form if s])
+    return join_terms([(s, label[k] if isinstance(k, int) else f"({_kind(k)})") for s, k in form if s])
+
+
+def _kind(key: object) -> str:
+    """What an inner form shows as: the kernel that makes it, or that it is rounded."""
+    assert isinstance(key, tuple)
+    return "rounded" if key[2] in BY_LABEL else f"{key[2]} …"
 
 
 def _graph(root: Node, facts: Facts) -> _Graph:
@@ -158,11 +179,10 @@ def _graph(root: Node, facts: Facts) -> _Graph:
     profiles: set[str] = set()
     parts: set[str] = set()
     for node in order:
-        if isinstance(node, Sum):
-            for share, _ in node.terms:
-                if isinstance(share, Varying):
-                    profiles |= profiles_in(share)
-        elif isinstance(node, Replace):
+        for number in node.numbers():
+            if isinstance(number, Varying):
+                profiles |= profiles_in(number)
+        if isinstance(node, Replace):
             parts |= {component for component, _ in node.parts}
     deltas = frozenset(i for i in sources if facts[i].delta)
     return _Graph(root, order, deltas, sources, frozenset(profiles), frozenset(parts))
@@ -176,7 +196,9 @@ def _any_values(profiles: Mapping[str, Profile], wanted: frozenset[str]) -> Mapp
 def _architecture(bound: Bound, primary: SourceFacts) -> Architecture:
     if bound.recipe.arch is None:
         return primary.architecture
-    declared = get(bound.recipe.arch)
+    declared = find(bound.recipe.arch)
+    if primary.kind is not None and primary.architecture.component_names:
+        return primary.architecture  # a VAE alone: arch: says what the whole models of the recipe are
     if primary.architecture.component_names and primary.architecture.name != declared.name:
         raise RecipeError(
             f"the recipe says arch: {declared.name}, but {primary.name} is {primary.architecture.title}",
@@ -196,9 +218,13 @@ def _check_components(graph: _Graph, architecture: Architecture, primary: Source
             raise UnknownName(f"component of a {architecture.title} model", part, architecture.component_names)
 
 
-def _check_relatives(graph: _Graph, facts: Facts, primary: int) -> None:
+def _check_relatives(graph: _Graph, facts: Facts, primary: int, architecture: Architecture) -> None:
     """Refuse sums over models that have nothing in common: what came out would quietly be the first of them."""
     first = facts[primary]
+    for node in graph.order:
+        for part, donor in node.parts if isinstance(node, Replace) else ():
+            for i in sorted(_summed(donor)):
+                check_fit([part], architecture, first, facts[i])
     for top in [graph.root, *(donor for node in graph.order if isinstance(node, Replace) for _, donor in node.parts)]:
         summed = [facts[i] for i in sorted(_summed(top))]
         known = [source for source in summed if source.architecture.component_names]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from mergeflow.formats.files import write_text_file
+from mergeflow.provenance.beside import plain_name
 from mergeflow.recipe import Recipe
 
 MARK = "# made by mergeflow: the recipe of "
 
 
 def sidecar_path(target: Path) -> Path:
-    return target.with_name(target.name + ".recipe.yaml")
+    return target.with_name(plain_name(target) + ".recipe.yaml")
 
 
 def recipe_of(recipe: Recipe, name: str) -> str:
@@ -33,5 +34,5 @@ def write_sidecar(recipe: Recipe, target: Path) -> bool:
     path = sidecar_path(target)
     if path.exists() and not is_ours(path):
         return False
-    write_text_file(path, recipe_of(recipe, target.name))
+    write_text_file(path, recipe_of(recipe, plain_name(target)))
     return True

@@ -37,7 +37,7 @@ def recipe_text(expr: str, names: Mapping[str, str], output: str, dtype: str | N
         if _ALMOST.fullmatch(value):
             parse(value, node)  # which says what was meant
         if _RANGE.fullmatch(value) and not is_number(value):
-            raise node.error("a range of numbers (sweep) is not in this version of mergeflow", "give one number")
+            raise node.error("merge makes one file, not a range of numbers", "a recipe does: { sweep: [0, 0.5] }")
         (params if is_number(value) else sources).append(line)
     lines = ["mergeflow: 1"]
     if sources:

@@ -12,11 +12,13 @@ _MACHINE = dict.fromkeys(
     ("device", "memory", "jobs", "threads"),
     ("{key} is the machine's business, not the recipe's", "give it on the command line: --{key}"),
 )
-_SWEEP = (f"sweep: {_NOT_YET}", "give one number, and build again with --set {name}=…")
-_FILES = "an output is one .safetensors file"
+SWEEP_IN_A_LINE = (
+    "a line of a profile has no sweep of its own",
+    "give it a param: params: {{ s: {{ sweep: [0, 0.5, 1] }}, k: {{ default: s }} }}",
+)
 
 RECIPE: Refusals = {
-    "sweep": _SWEEP,
+    "sweep": ("a sweep is the value of a param", "params: {{ s: {{ sweep: [0, 0.5, 1] }} }}"),
     "functions": (f"functions: {_NOT_YET}", "write the expression out in a step"),
     "presets": (f"presets: {_NOT_YET}", "write the numbers as a profile under params:"),
     "source": ("the section is called sources", ""),
@@ -36,8 +38,12 @@ SOURCE: Refusals = {
     "weight": ("a weight belongs into an expression", "for example linear([a @ 0.7, b @ 0.3])"),
 }
 
+RANGE: Refusals = {
+    "step": ("the step of a range is by:", ""),
+    "steps": ("a range is given by its step, not by how many", "for example {{ from: 0, to: 1, by: 0.25 }}"),
+}
+
 PARAM: Refusals = {
-    "sweep": _SWEEP,
     "lbw": (f"lbw: {_NOT_YET}", "write the numbers by block, for example IN00: 1, IN01: 0.9"),
     "gradient": ("a gradient runs over the blocks of a selector", "for example '*': {{ gradient: [1, 0.5, 0] }}"),
     "value": ("a param is a number itself", "write {name}: 0.3"),
@@ -60,8 +66,7 @@ STEP: Refusals = {
 
 OUTPUT: Refusals = {
     "keep": (f"keep: {_NOT_YET}", "an output is kept anyway"),
-    "files": (f"files: {_NOT_YET}", "copy side files next to the output"),
-    "shard_size": (f"shard_size: {_NOT_YET}", _FILES),
+    "files": (f"files: {_NOT_YET}", "sidecars: [config, sha256] puts files beside the output"),
     "sha256": (f"an expected sha256 of an output {_NOT_YET}", "the lock file records the outputs' digests"),
     "ema": ("ema: is an option of a source", "write it there: { path: …, ema: use }"),
     "round": ("an output is not rounded apart from its dtype", "write dtype:, or round: in a step"),
@@ -75,12 +80,26 @@ OUTPUT: Refusals = {
     ),
 }
 
-OPTIONS: Refusals = {
-    "seed": (f"seed: {_NOT_YET}", "no method of this version draws random numbers"),
-    **_MACHINE,
-}
+OPTIONS: Refusals = {**_MACHINE}
 
-KINDS = ("lora", "vae", "lycoris", "embedding", "text_encoder", "unet", "controlnet", "upscaler", "checkpoint")
+_KINDS_NOW = "kind: model, kind: delta and kind: vae are there"
+_BAKED = f"bake it into a model elsewhere, and merge the result; {_KINDS_NOW}"
+_PART = "leave it out: `replace: {{ {key}: a_source }}` takes the component from a file that has it"
+_LIKE = "leave it out: such files merge with their like, tensor by tensor"
+KINDS: Refusals = {
+    **dict.fromkeys(("lora", "lycoris", "locon", "loha", "lokr"), (f"kind: {{key}} {_NOT_YET}", _BAKED)),
+    **dict.fromkeys(
+        ("embedding", "textual_inversion"),
+        ("an embedding is a word for prompts and no part of a model: it cannot be merged into one", _KINDS_NOW),
+    ),
+    "hypernetwork": (
+        "a hypernetwork acts between the layers of a model while images are made: it cannot be merged into one",
+        _KINDS_NOW,
+    ),
+    **dict.fromkeys(("text_encoder", "clip_l", "clip_g", "t5", "unet"), ("kind: {key} needs not be said", _PART)),
+    **dict.fromkeys(("controlnet", "t2i-adapter", "upscaler"), ("kind: {key} needs not be said", _LIKE)),
+    "checkpoint": ("a whole model is called kind: model", ""),
+}
 SCHEMES = {
     "hf": "downloading from Hugging Face (hf:)",
     "civitai": "downloading from Civitai (civitai:)",

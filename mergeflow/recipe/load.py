@@ -11,8 +11,10 @@ from mergeflow.recipe import later, nodes, sections
 from mergeflow.recipe.fields import check_keys, free_text, line_of_text, mapping, name_of, path_text, section
 from mergeflow.recipe.model import Options, Param, Recipe, Source
 from mergeflow.recipe.overrides import override
+from mergeflow.recipe.params import read_param
 from mergeflow.recipe.places import SourceText
-from mergeflow.recipe.sources import read_source
+from mergeflow.recipe.sources import architecture, read_source
+from mergeflow.recipe.template import read_template, same_output
 from mergeflow.recipe.tokens import clip
 from mergeflow.recipe.yamltext import decode, normal_text
 
@@ -94,10 +96,10 @@ class _Reader:
         names: dict[str, tuple[str, Place]] = {}
         values: dict[str, Any] = {key: free_text(node, key) for key in _TEXTS if (node := get(key))}
         if node := get("arch"):
-            values["arch"] = line_of_text(node, "arch").strip()
+            values["arch"] = architecture(node, folder)
         values["include"], sources, params, files = self._included(get("include"), folder)
         own_sources = _named(get("sources"), "source", names, lambda n, v, p: read_source(n, v, folder, p))
-        own_params = _named(get("params"), "param", names, sections.read_param)
+        own_params = _named(get("params"), "param", names, read_param)
         _take("source", sources, own_sources, _same_source)
         _take("param", params, own_params, _same_param)
         steps = _named(get("steps"), "step", names, sections.read_step)
@@ -240,7 +242,8 @@ def _same_param(a: Param, b: Param) -> bool:
     def content(param: Param) -> object:
         entries = {e.selector: [_code(number) for number in e.numbers] for e in param.profile}
         listed = param.listed and param.listed.model_dump(exclude={"place"})
-        return _code(param.value), _code(param.default), entries, listed
+        swept = [(value.label, content(value)) for value in param.sweep]
+        return _code(param.value), _code(param.default), entries, listed, swept
 
     return content(a) == content(b)
 
@@ -255,9 +258,10 @@ def _outputs(node: nodes.Node | None, defaults: dict[str, Any]) -> dict[str, Any
     if node is None:
         return outputs
     for key, value in section(node, "outputs", "each line of it is a path, a colon and an expression").values():
-        path = sections.output_path(key)
-        same = seen.setdefault(sections.same_output(path), key)
+        template = read_template(key)
+        path = template.text
+        same = seen.setdefault(same_output(path), key)
         if same is not key:
             raise key.error(f"{clip(path)} is the same file as the output in line {same.line}")
-        outputs[path] = sections.read_output(path, value, key.where, defaults)
+        outputs[path] = sections.read_output(template, value, key.where, defaults)
     return outputs

@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf, field_validator, 
 
 from mergeflow.errors import Place
 from mergeflow.recipe.expression import Comparison, Expression
+from mergeflow.recipe.template import Template
 from mergeflow.tensors import DType
 
-Kind = Literal["model", "delta"]
+Kind = Literal["model", "delta", "vae"]
 Embed = Literal["sidecar", "recipe", "none"]
 
 
@@ -31,7 +32,8 @@ class Source(_Value):
     )
     size: int | None = Field(default=None, description="The size the file must have, in bytes.")
     kind: Kind | None = Field(
-        default=None, description="What the file holds: a whole model, or a difference of models."
+        default=None,
+        description="What the file holds: a whole model, a difference of models, or a VAE (of a whole model, its VAE).",
     )
     ema: Literal["keep", "drop", "use"] | None = Field(
         default=None, description="What to do with running averages: keep them apart, drop them, use them."
@@ -100,24 +102,28 @@ class BlockList(_Value):
 
 
 class Param(_Value):
-    """A named number (`value`), or a profile: numbers for parts of a model. From wide to narrow: `default`, a preset
-    or a list by blocks (`listed`), and the lines with selectors (`profile`)."""
+    """A named number (`value`), a profile (numbers for parts of a model), or a `sweep` over values, each a param in
+    itself with the `label` that it was given. A profile has, from wide to narrow, a `default`, a preset or a list by
+    blocks (`listed`), and lines with selectors (`profile`). A value of a sweep may name a model."""
 
     value: InstanceOf[Expression] | None = None
     profile: tuple[ProfileEntry, ...] = ()
     default: InstanceOf[Expression] | None = None
     listed: BlockList | None = None
+    sweep: tuple[Param, ...] = ()
+    label: str | None = None
     place: InstanceOf[Place] = Place()
 
     @property
     def is_profile(self) -> bool:
-        return self.value is None
+        return self.value is None and not self.sweep
 
     @property
     def expressions(self) -> tuple[Expression, ...]:
         """All that it is computed from."""
         alone = (e for e in (self.value, self.default) if e is not None)
-        return (*alone, *(number for entry in self.profile for number in entry.numbers))
+        swept = (e for value in self.sweep for e in value.expressions)
+        return (*alone, *(number for entry in self.profile for number in entry.numbers), *swept)
 
 
 class Step(_Value):
@@ -141,6 +147,7 @@ class Output(_Value):
     """A file that the recipe makes. The options under defaults: are already in it."""
 
     expr: InstanceOf[Expression] = Field(description="The expression whose result is written.")
+    template: InstanceOf[Template] = Template("", ())
     dtype: DType | None = Field(default=None, description="The dtype of the file's floating point tensors.")
     dtypes: dict[str, DType] = Field(default={}, description="Other dtypes, by component, block or name.")
     only: tuple[str, ...] = Field(default=(), description="Selectors of the tensors to keep; all when none is given.")
@@ -157,6 +164,15 @@ class Output(_Value):
     embed: Embed = Field(
         default="sidecar", description="Where the recipe's text goes: beside the file, inside it, nowhere."
     )
+    shard_size: int | None = Field(
+        default=None, description="The most tensor bytes in a file, as 5GB: the model becomes shards with an index."
+    )
+    metadata_for: tuple[str, ...] = Field(
+        default=(), description="Other tools that the file tells of its making: a1111, modelspec."
+    )
+    sidecars: tuple[str, ...] = Field(
+        default=(), description="Files beside it: config (the first model's .yaml), sha256 (for sha256sum -c)."
+    )
     note: str | None = Field(default=None, description="Anything worth remembering.")
     place: InstanceOf[Place] = Place()
 
@@ -172,6 +188,14 @@ class Options(_Value):
     policy: Literal["exact", "a1111"] = Field(
         default="exact", description="Whose arithmetic and rules: mergeflow's own, or those of A1111's merger."
     )
+    seed: int = Field(default=0, description="What methods that draw random numbers begin from.")
+
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _seed(cls, value: str | int) -> int:
+        if isinstance(value, str) and not re.fullmatch(r"[0-9]{1,18}", value):
+            raise ValueError("a seed is a whole number of at most 18 digits")
+        return int(value)
 
     @field_validator("compute")
     @classmethod
@@ -195,7 +219,7 @@ class Recipe(_Value):
     params: dict[str, Param] = Field(default={}, description="The named numbers.")
     steps: dict[str, Step] = Field(default={}, description="The named expressions and method calls.")
     asserts: tuple[InstanceOf[Comparison], ...] = Field(default=(), description="What must hold when planning.")
-    outputs: dict[str, Output] = Field(default={}, description="The files to make, by path.")
+    outputs: dict[str, Output] = Field(default={}, description="The files to make, by path; {s} is a sweep's value.")
     options: Options = Field(default_factory=Options, description="What applies to the whole recipe.")
     extras: Mapping[str, Any] = {}
     path: Path | None = None

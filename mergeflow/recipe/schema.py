@@ -14,8 +14,10 @@ from pydantic import BaseModel
 from mergeflow.recipe import later
 from mergeflow.recipe.fields import FLOATS
 from mergeflow.recipe.model import BlockList, Options, Output, Recipe, Source, Step
+from mergeflow.recipe.outputs import METADATA_FOR, SIDECARS, SUFFIXES
+from mergeflow.recipe.params import MAX_VALUES, RANGE_KEYS
 from mergeflow.recipe.sections import EMBED, POLICIES
-from mergeflow.recipe.sources import EMA, OF_A_FILE, OF_A_RECIPE
+from mergeflow.recipe.sources import EMA, KINDS, OF_A_FILE, OF_A_RECIPE
 from mergeflow.tensors import SHORT
 
 Schema = dict[str, Any]
@@ -74,7 +76,9 @@ def _top() -> Schema:
         "steps": named("step"),
         "outputs": {
             "type": ["object", "null"],
-            "propertyNames": {"pattern": r"^[^{}]+\.[sS][aA][fF][eE][tT][eE][nN][sS][oO][rR][sS]$"},
+            "propertyNames": {
+                "pattern": r"^([^{}]|\{\{|\}\}|\{[^{}]+\})+\.(" + "|".join(map(_any_case, SUFFIXES)) + ")$"
+            },
             "additionalProperties": {"$ref": "#/$defs/output"},
         },
         "options": {"$ref": "#/$defs/options"},
@@ -85,6 +89,11 @@ def _top() -> Schema:
     return described
 
 
+def _any_case(suffix: str) -> str:
+    """A suffix without its dot, in the regular expressions of JSON Schema, which have no flag for this."""
+    return "".join(f"[{letter}{letter.upper()}]" for letter in suffix.removeprefix("."))
+
+
 def _source() -> Schema:
     hexadecimal = {"type": ["string", "integer"]}
     properties = {
@@ -92,7 +101,7 @@ def _source() -> Schema:
         "sha256": {**hexadecimal, "pattern": "^[0-9a-fA-F]{64}$"},
         "hash": {**hexadecimal, "pattern": "^([0-9a-fA-F]{8}|[0-9a-fA-F]{10}|[0-9a-fA-F]{12}|[0-9a-fA-F]{64})$"},
         "size": {"type": ["integer", "string"], "minimum": 0, "pattern": "^[0-9]+$"},
-        "kind": {"enum": ["model", "delta"]},
+        "kind": {"enum": list(KINDS)},
         "ema": {"enum": list(EMA)},
         "arch": _TEXT,
         "recipe": _path(),
@@ -115,7 +124,7 @@ def _path() -> Schema:
 
 
 def _param() -> Schema:
-    later_keys = {"not": {"enum": list(later.PARAM)}}
+    later_keys = {"not": {"enum": ["sweep", *later.PARAM]}}
     numbers = {"type": "array", "minItems": 2, "items": _EXPRESSION}
     gradient = _object({"gradient": {**numbers, "description": "Numbers along the blocks."}}, required=("gradient",))
     pasted = {"anyOf": [_TEXT, {"type": "array", "minItems": 1, "items": {"type": ["number", "string"]}}]}
@@ -133,7 +142,20 @@ def _param() -> Schema:
         "then": {"anyOf": [{"required": ["preset"]}, {"required": ["mbw"]}]},
         "additionalProperties": {"anyOf": [_EXPRESSION, gradient]},
     }
-    return {"anyOf": [_EXPRESSION, profile]}
+    return {"anyOf": [_EXPRESSION, profile, _sweep({"anyOf": [_EXPRESSION, profile]})]}
+
+
+def _sweep(value: Schema) -> Schema:
+    """A list of values, a range, or labels with values, of which a profile needs one."""
+    numbers: Schema = {key: {"type": ["number", "string"]} for key in RANGE_KEYS}
+    no_range = {"not": {"enum": list(RANGE_KEYS)}}
+    labels = {"type": "object", "minProperties": 1, "propertyNames": no_range, "additionalProperties": value}
+    values = {"type": "array", "minItems": 1, "maxItems": MAX_VALUES, "items": _EXPRESSION}
+    sweep = {
+        "description": "A value for each output: a list, a range, or labels with values, over numbers or models.",
+        "anyOf": [values, _object(numbers, required=RANGE_KEYS), {**labels, "maxProperties": MAX_VALUES}],
+    }
+    return _object({"sweep": sweep}, required=("sweep",))
 
 
 def _step() -> Schema:
@@ -189,7 +211,14 @@ def _shared() -> Schema:
         "metadata": {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}},
         "replace": {"$ref": "#/$defs/replace"},
         "embed": {"enum": list(EMBED)},
+        "shard_size": {**_TEXT, "pattern": "^[0-9.]+ *[kKmMgGtT]?[iI]?[bB]$"},
+        "metadata_for": _some_of(METADATA_FOR),
+        "sidecars": _some_of(SIDECARS),
     }
+
+
+def _some_of(words: tuple[str, ...]) -> Schema:
+    return {"anyOf": [{"enum": list(words)}, {"type": "array", "items": {"enum": list(words)}}]}
 
 
 def _output() -> Schema:
@@ -209,6 +238,7 @@ def _options() -> Schema:
         "missing": {"enum": ["keep", "error"]},
         "nonfinite": {"enum": ["warn", "error", "allow"]},
         "policy": {"enum": list(POLICIES)},
+        "seed": {"type": "integer", "minimum": 0},
     }
     alone = {"if": {"required": ["policy"], "properties": {"policy": {"const": "a1111"}}},
              "then": {"properties": {"compute": {"const": "auto"}}}}  # fmt: skip

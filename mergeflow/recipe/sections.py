@@ -1,10 +1,7 @@
-"""The sections of a recipe other than sources: params, steps, assertions, outputs, options; from nodes to values."""
+"""The sections of a recipe other than sources and params: steps, assertions, outputs, options; from nodes to values."""
 
 from __future__ import annotations
 
-import posixpath
-import re
-import unicodedata
 from typing import Any
 
 from mergeflow.errors import Place
@@ -22,98 +19,23 @@ from mergeflow.recipe.fields import (
     list_of,
     mapping,
     name_of,
-    path_text,
     reference,
     scalar,
     weighted,
     word,
 )
-from mergeflow.recipe.model import BlockList, Options, Output, Param, ProfileEntry, Step
-from mergeflow.recipe.tokens import clip, normal_name
+from mergeflow.recipe.model import Options, Output, Step
+from mergeflow.recipe.outputs import METADATA_FOR, SIDECARS, check_shards, shard_size, words
+from mergeflow.recipe.template import Template
+from mergeflow.recipe.tokens import clip
 
 STEP_KEYS = ("expr", "method", "round", "keep", "like", "replace", "note")  # no argument of a method is called so
-OUTPUT_KEYS = ("from", "dtype", "only", "drop", "fix", "mark", "metadata", "like", "replace", "embed", "note")
-DEFAULT_KEYS = ("dtype", "only", "drop", "fix", "mark", "metadata", "replace", "embed")
-OPTION_KEYS = ("compute", "missing", "nonfinite", "policy")
+DEFAULT_KEYS = ("dtype", "only", "drop", "fix", "mark", "metadata", "replace", "embed", "shard_size", "metadata_for",
+                "sidecars")  # fmt: skip
+OUTPUT_KEYS = ("from", "like", "note", *DEFAULT_KEYS)
+OPTION_KEYS = ("compute", "missing", "nonfinite", "policy", "seed")
 POLICIES = ("exact", "a1111")
-MAX_STEM = 220  # file names end at 255 bytes, and the sidecar's adds 12
-LIST_KEYS = ("preset", "mbw", "blocks")  # of a profile; its other keys are default and selectors
 EMBED = ("sidecar", "recipe", "none")
-_NUMBER_LIST = re.compile(r"\s*-?[0-9.]+(?:\s*,\s*-?[0-9.]+){2,}\s*,?\s*")
-_A_LIST = "a list of numbers by block is an mbw: of a profile"
-_LISTS_ARE = 'write { mbw: "1,0.9,…", BASE: 0 }, without BASE: where the list has a number for it'
-_SWEEP = re.compile(r"\s*-?[0-9.]+(?:\s*:\s*-?[0-9.]+){1,2}\s*")
-
-
-def read_param(name: str, node: nodes.Node, place: Place) -> Param:
-    if isinstance(node, nodes.Mapping):
-        return _profile(name, node, place)
-    if isinstance(node, nodes.Sequence):
-        raise node.error(_A_LIST, _LISTS_ARE)
-    return Param(value=_number(node, f"the param {clip(name)}"), place=place)
-
-
-def _profile(name: str, node: nodes.Mapping, place: Place) -> Param:
-    what = f"the param {clip(name)}"
-    if not node.items:
-        raise node.error(f"{what} has no value", f"write {clip(name)}: 0.3, or a profile with default: and selectors")
-    check_keys(node, what, node.items.keys() - later.PARAM.keys(), later.PARAM, name)
-    default: Expression | None = None
-    entries = []
-    for selector, (key, value) in node.items.items():
-        of = f"{clip(selector)} of {what}"
-        if selector == "default":
-            default = _number(_one(value, of, "for all blocks it is '*': { gradient: [1, 0] }"), of)
-        elif selector not in LIST_KEYS:
-            label = normal_name(line_of_text(key, "a selector").strip())
-            entries.append(ProfileEntry(selector=label, numbers=_numbers(value, of, name), place=key.where))
-    return Param(profile=tuple(entries), default=default, listed=_block_list(node), place=place)
-
-
-def _one(node: nodes.Node, what: str, hint: str) -> nodes.Scalar:
-    if not isinstance(node, nodes.Scalar):
-        raise node.error(f"{what} is one number", hint)
-    return node
-
-
-def _numbers(node: nodes.Node, what: str, name: str) -> tuple[Expression, ...]:
-    """What a selector has: a number, or a gradient of several."""
-    if not isinstance(node, nodes.Mapping):
-        return (_number(_one(node, what, "numbers along the blocks are { gradient: [1, 0.5, 0] }"), what),)
-    check_keys(node, what, ("gradient",), later.PARAM, name)
-    if "gradient" not in node.items:
-        raise node.error(f"{what} has no value", "write a number, or { gradient: [1, 0.5, 0] }")
-    value = node.items["gradient"][1]
-    if not isinstance(value, nodes.Sequence) or len(value.items) < 2:
-        raise value.error(f"the gradient of {what} is a list of two numbers or more", "for example [1, 0.5, 0]")
-    return tuple(_number(item, f"a number in the gradient of {what}") for item in value.items)
-
-
-def _block_list(node: nodes.Mapping) -> BlockList | None:
-    given = {key: node.items[key][1] for key in LIST_KEYS if key in node.items}
-    if not given:
-        return None
-    at = given.get("mbw") or given.get("preset") or given["blocks"]
-    values: dict[str, Any] = {key: list_value(key, value) for key, value in given.items()}
-    return build(BlockList, {**values, "place": at.where}, at, given)
-
-
-def list_value(key: str, node: nodes.Node) -> str:
-    """The value of preset:, mbw: or blocks:; a YAML list of numbers is as good as a pasted one."""
-    if key != "mbw":
-        return line_of_text(node, key).strip()
-    items = node.items if isinstance(node, nodes.Sequence) else [node]
-    return ", ".join(scalar(item, "a number of mbw" if item is not node else "mbw").value for item in items)
-
-
-def _number(node: nodes.Node, what: str) -> Expression:
-    """A number: an expression, but not the lists and ranges that people write here."""
-    text = scalar(node, what).value
-    if _NUMBER_LIST.fullmatch(text):
-        raise node.error(_A_LIST, _LISTS_ARE)
-    if _SWEEP.fullmatch(text):
-        raise node.error(later.not_yet("a range of numbers (sweep)"), "give one number, and build again with --set")
-    return expression(node, what)
 
 
 def read_step(name: str, node: nodes.Node, place: Place) -> Step:
@@ -210,10 +132,13 @@ def read_defaults(node: nodes.Mapping) -> dict[str, Any]:
     return _output_values(node)
 
 
-def read_output(path: str, node: nodes.Node, place: Place, defaults: dict[str, Any]) -> Output:
+def read_output(template: Template, node: nodes.Node, place: Place, defaults: dict[str, Any]) -> Output:
+    path = template.text
     what = f"the output {clip(path)}"
     if isinstance(node, nodes.Scalar):
-        return Output(**{**defaults, "expr": expression(node, what), "place": place})
+        if defaults.get("shard_size"):
+            check_shards(path, node)
+        return Output(**{**defaults, "expr": expression(node, what), "template": template, "place": place})
     if isinstance(node, nodes.Sequence):
         raise node.error(f"{what} is an expression or a mapping, not a list")
     check_keys(node, what, OUTPUT_KEYS, later.OUTPUT, path)
@@ -224,8 +149,10 @@ def read_output(path: str, node: nodes.Node, place: Place, defaults: dict[str, A
     for merged in ("metadata", "replace"):
         if merged in own and merged in defaults:
             own[merged] = {**defaults[merged], **own[merged]}
+    if {**defaults, **own}.get("shard_size"):
+        check_shards(path, given.get("shard_size", node))
     expr = expression(given["from"], f"from of {what}")
-    return build(Output, {**defaults, **own, "expr": expr, "place": place}, node, given)
+    return build(Output, {**defaults, **own, "expr": expr, "template": template, "place": place}, node, given)
 
 
 def _output_values(node: nodes.Mapping) -> dict[str, Any]:
@@ -243,6 +170,12 @@ def _output_values(node: nodes.Mapping) -> dict[str, Any]:
             values[key] = _replacements(value)
         elif key == "embed":
             values[key] = choice(value, key, EMBED)
+        elif key == "shard_size":
+            values[key] = shard_size(value)
+        elif key == "metadata_for":
+            values[key] = words(value, key, METADATA_FOR)
+        elif key == "sidecars":
+            values[key] = words(value, key, SIDECARS)
         elif key == "note":
             values[key] = free_text(value, key)
     return values
@@ -271,33 +204,6 @@ def _metadata(node: nodes.Node) -> dict[str, str]:
     return found
 
 
-def output_path(key: nodes.Scalar) -> str:
-    """The path of an output, as typed; it stays below the folder it is taken from."""
-    path = path_text(key, "the path of an output")
-    if "{" in path or "}" in path:
-        raise key.error(
-            later.not_yet("an output path with { }"), "a path for each output, and one output for each value"
-        )
-    if path.endswith("/"):
-        raise key.error(later.not_yet("an output that is a folder"), "an output is one .safetensors file")
-    if ".." in path.replace("\\", "/").split("/"):
-        raise key.error("an output path has no ..", "paths are taken from the output root (--output-root)")
-    stem, suffix = posixpath.splitext(posixpath.basename(path.replace("\\", "/")))
-    if suffix.lower() != ".safetensors":
-        found = f"a {suffix} file" if suffix else "a file without a suffix"
-        raise key.error(
-            f"{found} cannot be written", f"outputs end in .safetensors: {clip(stem.strip('.') or 'mix')}.safetensors"
-        )
-    if len(stem.encode()) > MAX_STEM:
-        raise key.error(f"the name of an output has at most {MAX_STEM} bytes before .safetensors")
-    return path
-
-
-def same_output(path: str) -> str:
-    """What two paths share that are one file on some system."""
-    return unicodedata.normalize("NFC", posixpath.normpath(path.replace("\\", "/"))).casefold()
-
-
 def read_options(node: nodes.Mapping) -> Options:
     check_keys(node, "options", OPTION_KEYS, later.OPTIONS)
     given = {key: value for key, (_, value) in node.items.items()}
@@ -315,6 +221,8 @@ def read_options(node: nodes.Mapping) -> Options:
             raise given["compute"].error(
                 f"policy: {values['policy']} decides the dtype of its sums itself", "leave compute: out"
             )
+    if "seed" in given:
+        values["seed"] = line_of_text(given["seed"], "seed").strip()
     return build(Options, values, node, given)
 
 

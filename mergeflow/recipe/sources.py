@@ -24,6 +24,7 @@ from mergeflow.recipe.tokens import clip, normal_name
 
 _KEYS = ("path", "sha256", "hash", "size", "kind", "ema", "arch", "recipe", "step", "set", "note", "license")
 EMA = ("keep", "drop", "use")
+KINDS = ("model", "delta", "vae")
 OF_A_FILE = ("path", "sha256", "hash", "size", "ema")
 OF_A_RECIPE = ("step", "set")
 _STEP_OF_RECIPE = re.compile(r"(.+\.ya?ml)#(.+)", re.IGNORECASE)
@@ -74,6 +75,8 @@ def _long(name: str, node: nodes.Mapping, folder: Path, place: Place) -> Source:
             values.update(_recipe(value, given))
         elif key == "kind":
             values[key] = _kind(value)
+        elif key == "arch":
+            values[key] = architecture(value, folder)
         elif key == "ema":
             values[key] = choice(value, key, EMA)
         elif key == "step":
@@ -123,10 +126,17 @@ def _recipe(node: nodes.Node, given: dict[str, nodes.Node]) -> dict[str, str]:
 
 
 def _kind(node: nodes.Node) -> str:
-    kind = line_of_text(node, "kind")
-    if kind.lower() in later.KINDS:
-        raise node.error(later.not_yet(f"kind: {kind}"), "kind: model and kind: delta are there")
-    return choice(node, "kind", ("model", "delta"))
+    kind = line_of_text(node, "kind").strip()
+    refusal = later.KINDS.get(kind.lower())
+    if refusal:
+        raise node.error(*(text.format(key=kind.lower()) for text in refusal))
+    return choice(node, "kind", KINDS)
+
+
+def architecture(node: nodes.Node, folder: Path) -> str:
+    """A name, or the path of a data file (`./mine.toml`), which is taken from the recipe's folder."""
+    name = line_of_text(node, "arch").strip()
+    return str(folder / path_text(node, "arch").strip()) if name.endswith(".toml") else name
 
 
 def _settings(node: nodes.Node) -> dict[str, str]:

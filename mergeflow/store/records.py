@@ -6,26 +6,22 @@ its twin without a disk; one suite of tests holds both to the same behaviour. Se
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from mergeflow.errors import MergeflowError
-from mergeflow.formats.files import Fingerprint, write_text_file
+from mergeflow.formats.files import Fingerprint
+from mergeflow.store.database import Damaged, Database
 
 FORMAT = 1
-_TAG = """Signature: 8a477f597d28d172789f06886806bc55
-# This folder is a cache of mergeflow: it can be deleted at any time.
-"""
 _SCHEMA = """
 create table if not exists output (
   path text primary key, device integer, inode integer, size integer, mtime_ns integer, ctime_ns integer,
   key text not null, model text not null, snapshot text not null) without rowid;
+create table if not exists made (path text primary key, keys blob not null);
 create table if not exists stamp (request text primary key, stamp text not null) without rowid;
 """
 
@@ -57,6 +53,13 @@ class Records(ABC):
     def paths(self) -> list[Path]: ...
 
     @abstractmethod
+    def made(self, path: Path) -> bytes:
+        """The keys of the tensors in a file, 32 bytes each, by name in code point order; empty when not known."""
+
+    @abstractmethod
+    def put_made(self, path: Path, keys: bytes) -> None: ...
+
+    @abstractmethod
     def stamp(self, request: str) -> Mapping[str, Any] | None:
         """What a finished build had read and written, by the digest of how it was asked for."""
 
@@ -73,6 +76,7 @@ class MemoryRecords(Records):
     def __init__(self) -> None:
         self._records: dict[str, OutputRecord] = {}
         self._stamps: dict[str, str] = {}
+        self._made: dict[str, bytes] = {}
 
     def find(self, path: Path) -> OutputRecord | None:
         return self._records.get(str(path))
@@ -82,9 +86,16 @@ class MemoryRecords(Records):
 
     def forget(self, path: Path) -> None:
         self._records.pop(str(path), None)
+        self._made.pop(str(path), None)
 
     def paths(self) -> list[Path]:
         return [Path(p) for p in sorted(self._records)]
+
+    def made(self, path: Path) -> bytes:
+        return self._made.get(str(path), b"")
+
+    def put_made(self, path: Path, keys: bytes) -> None:
+        self._made[str(path)] = keys
 
     def stamp(self, request: str) -> Mapping[str, Any] | None:
         found = self._stamps.get(request)
@@ -99,106 +110,66 @@ class LocalRecords(Records):
     """In a folder that is made on the first write. A damaged index is begun anew; `warn` is told once."""
 
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
-        self._folder, self._warn = folder, warn
-        self._connection: sqlite3.Connection | None = None
-        self._said: set[str] = set()
+        path = folder / "index.sqlite"
+        self._index = Database(path, FORMAT, _SCHEMA, warn=warn, unused="what is built is not remembered")
 
     def find(self, path: Path) -> OutputRecord | None:
-        row = None
-        with self._database(create=False) as database:
-            if database is not None:
-                row = database.execute("select * from output where path = ?", (str(path),)).fetchone()
-        if row is None:
-            return None
-        at = Fingerprint(row[1] % (1 << 64), row[2] % (1 << 64), row[3], row[4], row[5])
-        return OutputRecord(at, row[6], row[7], json.loads(row[8]))
+        return self._index.do(
+            lambda db: _record(db.execute("select * from output where path = ?", (str(path),)).fetchone()), create=False
+        )
 
     def put(self, path: Path, record: OutputRecord) -> None:
-        with self._database(create=True) as database:
-            if database is not None:
-                numbers = (_signed(record.at.device), _signed(record.at.inode), *record.at[2:])
-                row = (str(path), *numbers, record.key, record.model, json.dumps(record.snapshot, ensure_ascii=False))
-                database.execute("insert or replace into output values (?,?,?,?,?,?,?,?,?)", row)
+        numbers = (_signed(record.at.device), _signed(record.at.inode), *record.at[2:])
+        row = (str(path), *numbers, record.key, record.model, json.dumps(record.snapshot, ensure_ascii=False))
+        self._index.do(
+            lambda db: db.execute("insert or replace into output values (?,?,?,?,?,?,?,?,?)", row), create=True
+        )
 
     def forget(self, path: Path) -> None:
-        with self._database(create=False) as database:
-            if database is not None:
-                database.execute("delete from output where path = ?", (str(path),))
+        row = (str(path),)
+        self._index.do(lambda db: db.execute("delete from output where path = ?", row), create=False)
+        self._index.do(lambda db: db.execute("delete from made where path = ?", row), create=False)
 
     def paths(self) -> list[Path]:
-        with self._database(create=False) as database:
-            if database is not None:
-                return [Path(row[0]) for row in database.execute("select path from output order by path")]
-        return []
+        found = self._index.do(lambda db: db.execute("select path from output order by path").fetchall(), create=False)
+        return [Path(row[0]) for row in found or ()]
+
+    def made(self, path: Path) -> bytes:
+        row = self._index.do(
+            lambda db: db.execute("select keys from made where path = ?", (str(path),)).fetchone(), create=False
+        )
+        return bytes(row[0]) if row else b""
+
+    def put_made(self, path: Path, keys: bytes) -> None:
+        row = (str(path), keys)
+        self._index.do(lambda db: db.execute("insert or replace into made values (?, ?)", row), create=True)
 
     def stamp(self, request: str) -> Mapping[str, Any] | None:
-        row = None
-        with self._database(create=False) as database:
-            if database is not None:
-                row = database.execute("select stamp from stamp where request = ?", (request,)).fetchone()
-        return None if row is None else dict(json.loads(row[0]))
+        return self._index.do(
+            lambda db: _document(db.execute("select stamp from stamp where request = ?", (request,)).fetchone()),
+            create=False,
+        )
 
     def put_stamp(self, request: str, stamp: Mapping[str, Any]) -> None:
-        with self._database(create=True) as database:
-            if database is not None:
-                database.execute("insert or replace into stamp values (?, ?)", (request, json.dumps(stamp)))
+        row = (request, json.dumps(stamp))
+        self._index.do(lambda db: db.execute("insert or replace into stamp values (?, ?)", row), create=True)
 
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._index.close()
 
-    @property
-    def _index(self) -> Path:
-        return self._folder / "index.sqlite"
 
-    @contextlib.contextmanager
-    def _database(self, *, create: bool) -> Iterator[sqlite3.Connection | None]:
-        """The open index, or None when there is none yet or it cannot be used. An error inside is a miss."""
-        for _ in (1, 2):  # a damaged index is removed by the first try
-            try:
-                if self._connection is None and (create or self._index.exists()):
-                    self._connection = self._open()
-                break
-            except (sqlite3.Error, OSError, MergeflowError) as error:
-                if not self._give_up(error):
-                    break
-        try:
-            yield self._connection
-        except sqlite3.Error as error:
-            self._give_up(error)
+def _record(row: tuple[Any, ...] | None) -> OutputRecord | None:
+    if row is None:
+        return None
+    at = Fingerprint(row[1] % (1 << 64), row[2] % (1 << 64), row[3], row[4], row[5])
+    return OutputRecord(at, row[6], row[7], _document(row[8:]) or {})
 
-    def _give_up(self, error: Exception) -> bool:
-        """Close the index; remove it when it is damaged, and only then return True."""
-        self.close()
-        if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
-            self._say(f"{self._index.name} in {self._folder.name}/ was damaged and is begun anew")
-            with contextlib.suppress(OSError):
-                self._index.unlink()
-            return True
-        self._say(f"what is built is not remembered: {self._folder.name}/{self._index.name}: {error}")
-        return False
 
-    def _say(self, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
-            self._warn(message)
-
-    def _open(self) -> sqlite3.Connection:
-        if not self._folder.exists():
-            self._folder.mkdir(parents=True)
-            write_text_file(self._folder / ".gitignore", "*\n")
-        if not (self._folder / "CACHEDIR.TAG").exists():
-            write_text_file(self._folder / "CACHEDIR.TAG", _TAG)
-        connection = sqlite3.connect(self._index, timeout=10, isolation_level=None, check_same_thread=False)
-        connection.execute("pragma journal_mode = delete")  # WAL needs shared memory, which network folders have not
-        (version,) = connection.execute("pragma user_version").fetchone()
-        if version not in (0, FORMAT):
-            connection.close()
-            raise MergeflowError(f"it is of version {version}, this mergeflow writes version {FORMAT}")
-        connection.execute(f"pragma user_version = {FORMAT}")
-        connection.executescript(_SCHEMA)
-        return connection
+def _document(row: tuple[str, ...] | None) -> dict[str, Any] | None:
+    try:
+        return None if row is None else dict(json.loads(row[0]))
+    except (ValueError, TypeError) as error:
+        raise Damaged("a record that is not JSON") from error
 
 
 def _signed(n: int) -> int:

@@ -238,13 +238,33 @@ def test_an_unet_of_diffusers_is_recognised(name):
     assert {a.name for a in aliases.values()} == set(shapes)
 
 
-def test_a_bare_network_is_recognised_and_a_shared_vae_is_not_guessed_at():
+def test_a_bare_network_is_recognised():
     assert arch.recognise({t.removeprefix(UNET): s for t, s in part(layouts.SD1, "unet").items()})[0] is SD1
-    vae = {t.removeprefix(VAE): s for t, s in part(layouts.SD1, "vae").items()}
-    architecture, reason, aliases = arch.recognise(vae)
-    assert architecture is arch.UNKNOWN
-    assert reason == "its VAE fits sd1, sd2, sdxl and sdxl-refiner alike"
-    assert aliases == {}
+
+
+@pytest.mark.parametrize("before", ["", VAE, "vae."])
+@pytest.mark.parametrize("whole", [layouts.SD1, layouts.SD3, layouts.FLUX])
+def test_a_vae_that_many_architectures_share_is_told_by_itself(before, whole):
+    own = part(whole, "vae")
+    bare = {t.removeprefix(VAE).removeprefix("vae."): s for t, s in own.items()}
+    junk = {"loss.discriminator.main.0.weight": (1,), "model_ema.decay": (), "model_ema.encoderconv_inweight": (1,)}
+    architecture, reason, aliases = arch.recognise({before + t: s for t, s in bare.items()} | junk)
+    assert architecture is arch.get("vae")
+    assert "both halves of an autoencoder" in reason
+    assert aliases == ({before + t: (t, s) for t, s in bare.items()} if before else {})
+
+
+def test_a_vae_of_diffusers_is_told_by_itself():
+    own = {t.removeprefix(VAE): s for t, s in part(layouts.SD1, "vae").items()}
+    theirs = {a.name.removeprefix("vae."): a.shape for a in to_diffusers(arch.get("vae"), own).values()}
+    architecture, _, aliases = arch.recognise(theirs)
+    assert architecture is arch.get("vae")
+    assert {aliases[t].name if t in aliases else t for t in theirs} == set(own)
+
+
+def test_a_vae_beside_something_unknown_is_not_guessed_at():
+    shapes = layouts.shapes(layouts.VAE) | {"network.weight": (1,)}
+    assert arch.recognise(shapes) == (arch.UNKNOWN, "its VAE fits sd1, sd2, sdxl and sdxl-refiner alike", {})
 
 
 def test_what_detection_knows_is_recognised_alike():

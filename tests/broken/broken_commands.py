@@ -76,7 +76,7 @@ MERGES = [
     merge("name-twice", 2, "'a*0.5 + b*0.5' a=a.safetensors a=b.safetensors b=b.safetensors -o x.safetensors"),
     merge("name-without-value", 2, "'a*0.5 + b*0.5' a b=b.safetensors -o x.safetensors"),
     merge("without-output", 2, "'a*0.5 + b*0.5' a=a.safetensors b=b.safetensors"),
-    merge("output-not-safetensors", 2, "a a=a.safetensors -o x.ckpt"),
+    merge("output-not-a-model", 2, "a a=a.safetensors -o x.gguf"),
     merge("output-is-an-input", 2, "'a*0.5 + b*0.5' a=a.safetensors b=b.safetensors -o a.safetensors"),
     merge("output-not-ours", 2, "'a*0.5 + b*0.5' a=a.safetensors b=b.safetensors -o c.safetensors"),
     merge("source-missing", 4, "'a*0.5 + b*0.5' a=a.safetensors b=no-such.safetensors -o x.safetensors"),

@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from broken_case import Case, Change, Content, head, mix, small
+from broken_case import HEAD, Case, Change, Content, head, mix, small
 from support.checkpoints import Model, header_bytes
 
 SOURCE = "mergeflow: 1\nsources: {{ a: a.safetensors, b: {{ path: b.safetensors, {claim} }} }}\n"
@@ -177,7 +177,7 @@ OUTPUTS = [
     output("below-a-file", "a.safetensors/mix.safetensors", 7),
     output("not-ours", "other.safetensors", files={"other.safetensors": STRANGER}),
     output("not-ours-and-no-model", "other.safetensors", files={"other.safetensors": "notes"}),
-    output("not-safetensors", "mix.ckpt"),
+    output("not-a-model", "mix.gguf"),
     output("without-suffix", "mix"),
     output("name-too-long", "n" * 300 + ".safetensors"),
     output("a-folder-of-shards", "mix/"),
@@ -188,6 +188,15 @@ OUTPUTS = [
     head("output-twice-by-a-dot", "outputs: { mix.safetensors: a, ./mix.safetensors: b, }\n"),
     head("output-twice-by-a-link", "outputs: { one/mix.safetensors: a, two/mix.safetensors: b }\n", change=_both),
     head("outputs-one-below-the-other", "outputs: { x.safetensors: a, x.safetensors/y.safetensors: b }\n"),
+    head("shards-of-a-ckpt", "outputs: { mix.ckpt: { from: a, shard_size: 5GB } }\n"),
+    head("shards-too-small", "outputs: { mix.safetensors: { from: a, shard_size: 10KB } }\n"),
+    head("shards-of-no-size", "outputs: { mix.safetensors: { from: a, shard_size: half } }\n"),
+    head("shard-not-ours", "outputs: { x.safetensors: { from: a, shard_size: 1MB } }\n", files={"x-00001-of-00001.safetensors": STRANGER}),
+    head("config-missing", "outputs: { x.safetensors: { from: a, sidecars: config } }\n", code=4),
+    head("config-that-is-a-recipe", "outputs: { x.safetensors: { from: a, sidecars: config } }\n", code=5, files={"a.yaml": HEAD}),
+    head("config-over-the-recipe", "outputs: { recipe.safetensors: { from: a, sidecars: config } }\n", files={"a.yaml": "model: {}\n"}),
+    head("sidecar-not-ours", "outputs: { x.safetensors: { from: a, sidecars: sha256 } }\n", files={"x.safetensors.sha256": "notes"}),
+    head("modelspec-of-what", "outputs: { x.safetensors: { from: a, metadata_for: modelspec } }\n"),
     head("output-root-is-a-file", "outputs: { x.safetensors: a*0.5 + b*0.5 }\n", command="build recipe.yaml --output-root a.safetensors"),
     head("cache-is-a-file", "outputs: { x.safetensors: a*0.5 + b*0.5 }\n", command="build recipe.yaml --cache a.safetensors"),
 ]  # fmt: skip

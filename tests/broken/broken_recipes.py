@@ -20,7 +20,7 @@ KEYS = [
     head("key-unknown-in-defaults", "defaults: { dtpye: float16 }\noutputs: { mix.safetensors: a }\n"),
     head("key-unknown-in-options", "options: { misssing: keep }\noutputs: { mix.safetensors: a }\n"),
     head("key-of-the-machine", "options: { memory: 4GB }\noutputs: { mix.safetensors: a }\n"),
-    head("key-of-a-later-version", "params: { m: { sweep: [0, 1] } }\noutputs: { mix.safetensors: a }\n"),
+    head("key-of-a-later-version", "steps: { s: { expr: a, files: all } }\noutputs: { mix.safetensors: s }\n"),
     head("choice-unknown", "options: { nonfinite: warning }\noutputs: { mix.safetensors: a }\n"),
     head("dtype-unknown", "outputs: { mix.safetensors: { from: a, dtype: flaot16 } }\n"),
     head("dtype-integer", "outputs: { mix.safetensors: { from: a, dtype: int8 } }\n"),
@@ -186,4 +186,25 @@ EXPRESSIONS = [
     mix("expression-argument-twice", "weighted_sum(a, b, m=0.3, m=0.4)"),
 ]
 
-CASES = [*KEYS, *NAMES, *CYCLES, *YAML, *RECIPE_FILES, *NUMBERS, *EXPRESSIONS]
+SWEEPS = [
+    head("sweep-without-a-place", "params: { s: { sweep: [0, 1] } }\noutputs: { mix.safetensors: a + (b - c)*s }\n"),
+    head("sweep-not-used", "params: { s: { sweep: [0, 1] } }\noutputs: { 'mix-{s}.safetensors': a }\n"),
+    head("sweep-unknown", "params: { seed: { sweep: [0, 1] } }\noutputs: { 'mix-{sede}.safetensors': a + (b - c)*seed }\n"),
+    head("sweep-of-two-kinds", "params: { s: { sweep: [0, b] } }\noutputs: { 'mix-{s}.safetensors': a + (b - c)*s }\n"),
+    head("sweep-with-one-name-for-two", "params: { s: { sweep: [0.11, 0.12] } }\noutputs: { 'mix-{s:.1f}.safetensors': a + (b - c)*s }\n"),
+    head("sweep-that-leads-away", "params: { s: { sweep: { from: 0, to: 1, by: -0.1 } } }\noutputs: { 'mix-{s}.safetensors': a + (b - c)*s }\n"),
+    head("sweep-with-a-slash", "params: { s: { sweep: [1/3, 1/2] } }\noutputs: { 'mix-{s}.safetensors': a + (b - c)*s }\n"),
+    head("sweep-of-too-many", "params: { s: { sweep: { from: 1, to: 200, by: 1 } }, t: { sweep: { from: 1, to: 200, by: 1 } } }\n"
+         "outputs: { 'mix-{s}-{t}.safetensors': a + (b - c)*s*t }\n"),
+    head("sweep-with-a-bad-value", "params: { s: { sweep: [1, 0] } }\noutputs: { 'mix-{s}.safetensors': a + (b - c)/s }\n"),
+    head("sweep-against-an-assertion", "params: { s: { sweep: [0.5, 1.5] } }\nassert: [s <= 1]\noutputs: { 'mix-{s}.safetensors': a + (b - c)*s }\n"),
+    head("sweep-of-another-degree", "params: { s: { sweep: [1, 0.4] } }\noutputs: { 'mix-{s}.safetensors': a*s }\n"),
+    head("sweep-set-with-a-range", "params: { s: { sweep: [1, 0.4] } }\noutputs: { 'mix-{s}.safetensors': a*s + b*(1-s) }\n",
+         command="build recipe.yaml --set s=0:1:0.5"),
+    head("sweep-output-unknown", "params: { s: { sweep: [1, 0.4] } }\noutputs: { 'mix-{s}.safetensors': a*s + b*(1-s) }\n",
+         command="build recipe.yaml mix-0.3.safetensors"),
+    Case("sweep-of-another-recipe", 2, "mergeflow: 1\nsources: { x: other.yaml#mix }\noutputs: { mix.safetensors: x }\n",
+         {"other.yaml": HEAD + "params: { s: { sweep: [0, 1] } }\nsteps: { mix: a + (b - c)*s }\n"}),
+]  # fmt: skip
+
+CASES = [*SWEEPS, *KEYS, *NAMES, *CYCLES, *YAML, *RECIPE_FILES, *NUMBERS, *EXPRESSIONS]

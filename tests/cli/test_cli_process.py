@@ -56,7 +56,7 @@ def test_nothing_is_imported_that_is_not_needed(folder: Path) -> None:
     assert not imported("--version") & {"torch", "rich", "networkx", "pydantic", "numpy", "yaml"}
     assert not imported("plan") & {"torch", "rich"}
     assert not imported("explain") & {"torch", "rich"}
-    assert "torch" in imported("build")
+    assert not imported("build") & {"torch", "rich"}  # sums are compiled; they can do without
     assert not imported("build") & {"torch", "rich", "networkx", "pydantic", "numpy"}
 
 

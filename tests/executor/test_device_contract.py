@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -10,8 +11,10 @@ from support.builds import python
 
 from mergeflow.digest import CHUNK
 from mergeflow.errors import RecipeError
-from mergeflow.executor.device import Device, Worker
-from mergeflow.executor.devices import NAMES, find
+from mergeflow.executor import _sums
+from mergeflow.executor.cpu import CpuDevice
+from mergeflow.executor.device import Device, Room, Worker
+from mergeflow.executor.devices import KERNELS_VARIABLE, NAMES, find
 from mergeflow.plan.place import Placement
 from mergeflow.plan.program import Op, Program
 from mergeflow.tensors import DType
@@ -35,17 +38,31 @@ TWO_OPS = Program(
     ),
 )
 PROGRAMS = [F32X2, F16X3, TO_BF16, WIDER, TWO_OPS]
+ROOM = Room((CHUNK // 2 * 8, CHUNK // 2 * 4, CHUNK // 2 * 2), CHUNK)
 SIZES = [1, 2, 499, 500, 501, 999, 1000, 1001, 2000, 4321]
 
 
-@pytest.fixture(params=["cpu", "null"])
-def device(request: pytest.FixtureRequest) -> Device:
-    return find(request.param)
+@pytest.fixture(params=["native", "native, plain", "torch", "null"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+    """Each way to run programs; "plain" is for processors without half precision instructions."""
+    if request.param == "null":
+        yield find("null")
+        return
+    monkeypatch.setenv(KERNELS_VARIABLE, "torch" if request.param == "torch" else "")
+    found = find("cpu")
+    assert isinstance(found, CpuDevice) == (request.param == "torch")
+    _sums.plain(request.param == "native, plain")
+    yield found
+    _sums.plain(False)
 
 
 @pytest.fixture
 def worker(device: Device) -> Worker:
-    return device.worker(PROGRAMS, PLACEMENT)
+    return device.worker(PLACEMENT, ROOM)
+
+
+def slots(program: Program) -> range:
+    return range(len(program.inputs))
 
 
 def fill(worker: Worker, program: Program, n: int, seed: int = 0) -> list[np.ndarray]:
@@ -90,7 +107,7 @@ def test_buffers_stay_the_same(worker: Worker) -> None:
     before = [worker.out.ctypes.data, *(worker.slot(i).ctypes.data for i in range(3))]
     for program in PROGRAMS:
         fill(worker, program, 100)
-        worker.run(program, 100)
+        worker.run(program, slots(program), 100)
     assert [worker.out.ctypes.data, *(worker.slot(i).ctypes.data for i in range(3))] == before
 
 
@@ -100,7 +117,7 @@ def test_exactly_the_first_elements_are_written(device: Device, worker: Worker, 
     p = PROGRAMS[program]
     x = fill(worker, p, n, n)
     worker.out[:] = 0xA5
-    worker.run(p, n)
+    worker.run(p, slots(p), n)
     assert (result(worker, p, n) == wanted(device, p, x)).all()
     assert (worker.out[n * p.out.size :] == 0xA5).all()
 
@@ -110,7 +127,7 @@ def test_a_whole_unit(device: Device, worker: Worker, program: int) -> None:
     p = PROGRAMS[program]
     n = PLACEMENT.unit // p.out.size
     x = fill(worker, p, n)
-    worker.run(p, n)
+    worker.run(p, slots(p), n)
     assert (result(worker, p, n) == wanted(device, p, x)).all()
 
 
@@ -122,7 +139,7 @@ def test_nothing_is_kept_from_call_to_call(device: Device, worker: Worker) -> No
         for i in range(len(program.inputs)):
             worker.slot(i)[:] = 0xFF  # NaNs
         x = fill(worker, program, n, k)
-        worker.run(program, n)
+        worker.run(program, slots(program), n)
         assert (result(worker, program, n) == wanted(device, program, x)).all()
 
 
@@ -130,27 +147,27 @@ def test_inputs_are_not_changed(worker: Worker) -> None:
     for program in PROGRAMS:
         x = fill(worker, program, 1500)
         before = [worker.slot(i).copy() for i in range(len(x))]
-        worker.run(program, 1500)
+        worker.run(program, slots(program), 1500)
         assert all((worker.slot(i) == before[i]).all() for i in range(len(x)))
 
 
 def test_what_was_lost_before_the_last_rounding(device: Device, worker: Worker) -> None:
     """70000 fits float32 and not float16; an infinity that was there before is no fault of the rounding."""
     program = total((DType.F32,), DType.F16)
-    worker = device.worker([program], PLACEMENT)
+    worker = device.worker(PLACEMENT, Room((10_000,), 5_000))
     x = np.ones(2500, np.float32)
     x[[0, 999, 2499]] = 70000
     x[[1, 1000]] = np.inf, np.nan
     worker.slot(0)[: x.nbytes] = x.view(np.uint8)
-    worker.run(program, len(x))
-    assert worker.lost_before_rounding(program, len(x)) == (2 if device.name == "cpu" else 0)
+    worker.run(program, slots(program), len(x))
+    assert worker.lost_before_rounding(program, [0], len(x)) == (2 if device.name == "cpu" else 0)
 
 
 def test_two_workers_share_nothing(device: Device) -> None:
-    one, two = device.worker(PROGRAMS, PLACEMENT), device.worker(PROGRAMS, PLACEMENT)
+    one, two = device.worker(PLACEMENT, ROOM), device.worker(PLACEMENT, ROOM)
     x, y = fill(one, F32X2, 700, 1), fill(two, F32X2, 700, 2)
-    one.run(F32X2, 700)
-    two.run(F32X2, 700)
+    one.run(F32X2, slots(F32X2), 700)
+    two.run(F32X2, slots(F32X2), 700)
     assert (result(one, F32X2, 700) == wanted(device, F32X2, x)).all()
     assert (result(two, F32X2, 700) == wanted(device, F32X2, y)).all()
 

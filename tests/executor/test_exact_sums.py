@@ -14,6 +14,14 @@ from support.builds import build, merged, recipe, write_models
 from support.checkpoints import Model, Tensor, any_bits, cast, numbers, read, related, weights
 from support.exact import BF16, E4M3, E5M2, F16, F32, F64, FORMATS, Format, accepts, doubles, halves_of_sum, linear
 
+from mergeflow.executor.devices import KERNELS_VARIABLE
+
+
+@pytest.fixture(params=["compiled", "torch"], autouse=True)
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KERNELS_VARIABLE, request.param)
+
+
 CODES = list(FORMATS)
 SHAPES = ((0,), (1,), (2,), (99,), (), (3, 2, 3, 3), (2, 0, 3))
 THIRD, TENTH = Fraction(1, 3), Fraction(1, 10)

@@ -16,6 +16,8 @@ from support.checkpoints import Model, Tensor, any_bits, metadata, numbers, read
 from support.exact import FORMATS
 
 from mergeflow.digest import CHUNK
+from mergeflow.executor import _sums
+from mergeflow.executor.devices import KERNELS_VARIABLE
 from mergeflow.plan import place
 
 RECIPE = (
@@ -96,10 +98,23 @@ def test_threads(tmp_path: Path, models: Path, reference: dict[str, str], jobs: 
     assert made(tmp_path, models, jobs=jobs) == reference
 
 
+@pytest.mark.parametrize("kernels", ["torch", "compiled, without half precision instructions"])
+def test_kernels(
+    tmp_path: Path, models: Path, reference: dict[str, str], monkeypatch: pytest.MonkeyPatch, kernels: str
+) -> None:
+    monkeypatch.setenv(KERNELS_VARIABLE, kernels)
+    _sums.plain(kernels != "torch")
+    try:
+        assert made(tmp_path, models, jobs=2) == reference
+    finally:
+        _sums.plain(False)
+
+
 @pytest.mark.parametrize(("tile", "tile_f64"), [(1 << 12, 1 << 11), (100_001, 3_333), (1 << 21, 1 << 21)])
 def test_tiles(
     tmp_path: Path, models: Path, reference: dict[str, str], monkeypatch: pytest.MonkeyPatch, tile: int, tile_f64: int
 ) -> None:
+    monkeypatch.setenv(KERNELS_VARIABLE, "torch")
     monkeypatch.setattr(place, "TILE", tile)
     monkeypatch.setattr(place, "TILE_F64", tile_f64)
     assert made(tmp_path, models, jobs=2, memory=4 << 30) == reference
@@ -142,8 +157,13 @@ build(folder, sys.argv[2], jobs=2)
     "environment",
     [
         {"PYTHONHASHSEED": "1", "MERGEFLOW_PORTABLE_IO": "1"},
-        {"PYTHONHASHSEED": "2", "ATEN_CPU_CAPABILITY": "default", "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512_SKX"},
-        {"PYTHONHASHSEED": "3", "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"},
+        {
+            "PYTHONHASHSEED": "2",
+            "MERGEFLOW_KERNELS": "torch",
+            "ATEN_CPU_CAPABILITY": "default",
+            "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512_SKX",
+        },  # fmt: skip
+        {"PYTHONHASHSEED": "3", "MERGEFLOW_KERNELS": "torch", "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"},
     ],
     ids=["portable", "default", "avx2"],
 )

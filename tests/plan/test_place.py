@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 
 import pytest
@@ -11,8 +12,11 @@ from hypothesis import strategies as st
 from mergeflow.digest import CHUNK
 from mergeflow.errors import ResourceError
 from mergeflow.executor.cpu import CpuWorker
+from mergeflow.executor.device import Room
+from mergeflow.formats.layout import lay_out
 from mergeflow.plan.place import FLOOR, TILE, UNIT, Budget, Footprint, footprint, place
 from mergeflow.plan.program import Op, Program, TensorWork
+from mergeflow.plan.units import Unit, cut, largest_part, slot_sizes
 from mergeflow.tensors import DType
 
 FLOATS = [d for d in DType if d.is_float]
@@ -68,15 +72,26 @@ def mixtures(draw: st.DrawFn) -> list[Program]:
     return result
 
 
+def whole_units(program: Program, number: int, unit: int) -> Iterator[Unit]:
+    """The units of one large tensor."""
+    reads = tuple((source, 0) for source in range(len(program.inputs)))
+    work = TensorWork("t", program.out, (5_000_000,), "", number, reads)
+    layout = lay_out([("t", program.out, work.shape)], {})
+    return cut([([work], layout.tensors)], [program] * (number + 1), unit)
+
+
 @settings(max_examples=40)
 @given(mixtures())
 def test_a_worker_takes_no_more_than_was_predicted(programs: list[Program]) -> None:
     works = [TensorWork(f"t{i}", p.out, (10,), "", i, ()) for i, p in enumerate(programs)]
-    found = place(footprint(programs, works), Budget(1 << 33, 1), workers=1)
-    worker = CpuWorker(programs, found)
+    works = [TensorWork(w.name, w.dtype, w.shape, "", w.program, tuple((s, 0) for s in range(9))) for w in works]
+    found = place(footprint(programs, [works]), Budget(1 << 33, 1), workers=1)
+    units = [unit for i, p in enumerate(programs) for unit in whole_units(p, i, found.unit)]
+    room = Room(tuple(slot_sizes(units)), largest_part(units))
+    worker = CpuWorker(found, room)
     for p in programs:
-        worker.run(p, 10)
-    buffers = sum(worker.slot(i).nbytes for i in range(max(len(p.inputs) for p in programs))) + worker.out.nbytes
+        worker.run(p, range(len(p.inputs)), 10)
+    buffers = sum(room.slots) + room.out
     registers = sum(t.numel() * t.element_size() for t in worker._scratch.values())
     assert buffers + registers <= found.peak - FLOOR
     assert registers <= 32 * 8 * TILE

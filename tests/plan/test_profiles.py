@@ -19,7 +19,7 @@ from support.tiny_models import SD1_BLOCKS, write_model
 
 from mergeflow.arch import UNKNOWN, Architecture, Rank, get, preset, select
 from mergeflow.errors import Place, RecipeError, UnknownName
-from mergeflow.plan.bind import Entry, Profile
+from mergeflow.plan.bound import Entry, Profile
 from mergeflow.plan.explain import differences
 from mergeflow.plan.profiles import Table, interpolated, resolve, spans
 from mergeflow.recipe import BlockList

@@ -252,10 +252,10 @@ def test_an_expression_of_several_lines() -> None:
     [
         ("a + 30%", {"a": "x"}, "o.safetensors", "expression:1:5", "30% is not a number"),
         ("a", {"a": "hf:x"}, "o.safetensors", "command line:3:6", "Hugging Face"),
-        ("a", {"a": "x", "m": "0:1:0.25"}, "o.safetensors", "command line:1:3", "a range of numbers"),
+        ("a", {"a": "x", "m": "0:1:0.25"}, "o.safetensors", "command line:1:3", "not a range of numbers"),
         ("a", {"a": "x\ny"}, "o.safetensors", "command line:1:3", "contains a line break"),
         ("a", {"a": ""}, "o.safetensors", "command line:1:3", "a is empty"),
-        ("a", {"a": "x"}, "o.ckpt", "command line:5:3", "a .ckpt file cannot be written"),
+        ("a", {"a": "x"}, "o.gguf", "command line:5:3", "a .gguf file cannot be written"),
         ("a", {"a": "x"}, "o" * 2000 + ".safetensors", "command line:1:1", "longer than 1000"),
     ],
 )

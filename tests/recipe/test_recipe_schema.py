@@ -25,15 +25,21 @@ GOOD = [
     HEAD
     + "params: { k: { preset: COSINE, BASE: 0 }, l: { mbw: '1,0,1', blocks: sd1, '*': { gradient: [1, m, 0] } } }\n",
     HEAD + "params: { k: { mbw: [1, 0.9, 0], default: 0 } }\n",
+    HEAD + "params: { s: { sweep: [0, m / 2, a] }, t: { sweep: { from: 0, to: 1, by: 0.25 } } }\n",
+    HEAD + "params: { k: { sweep: { '': 1, soft: { preset: COSINE }, '30': { default: 0, OUT: 0.3 } } } }\n",
+    HEAD + "outputs: { '{x}/mix-{s:05.2f}{{}}.safetensors': a }\n",
     HEAD
     + "steps: { x: a, y: { expr: a, round: fp16 }, z: { method: ties, models: { a: 0.5 }, base: b, k: [1, c] } }\n",
     HEAD + "assert: [a == b]\ndefaults: { dtype: float16, embed: none }\noptions: { compute: fp32, missing: keep }\n",
     HEAD + "outputs: { a.safetensors: { from: x, metadata: { t: 1 }, replace: { vae: v } } }\n",
+    HEAD + "outputs: { a.CKPT: x, b.pt: x, c.bin: x, d.safetensors: { from: x, shard_size: 1.5 GiB } }\n",
+    HEAD + "defaults: { metadata_for: a1111, sidecars: [config, sha256] }\noutputs: { a.pth: x }\n",
 ]
 
 INVISIBLE = (  # what a schema does not see: texts inside, and what YAML itself refuses or splits
     "0:1:0.25", "1,0.9", "0,3", "30%", "a[0:16]", "[a + b]", "' a'", "\"a'", "x.yaml", "x.ckpt, step", "'f g'", "'a b'",
-    "int8x", "../x", "..\\", "''", "\\n", "./A", "seps",
+    "../{", "by: 0 }", "by: -0.1", "to: m", "1e-9", "s!r", "{s:d}", "{s:5",
+    "int8x", "10KB", "x.pt", "../x", "..\\", "''", "\\n", "./A", "seps",
 )  # fmt: skip
 
 

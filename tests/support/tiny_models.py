@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from mergeflow import Settings
-from mergeflow.plan.bind import Bound
+from mergeflow.plan.bound import Bound
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -1,0 +1,76 @@
+"""Where tensors are that earlier builds have made: in outputs that still lie where they were recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+from mergeflow.build.settings import Tally
+from mergeflow.errors import MergeflowError
+from mergeflow.formats.contents import read_contents
+from mergeflow.formats.files import Fingerprint, fingerprint
+from mergeflow.plan.kept import Kept, KeptFile
+from mergeflow.plan.planner import OutputPlan
+from mergeflow.plan.program import COPY
+from mergeflow.sources.memo import Memo
+from mergeflow.store.records import Records
+
+_KEY, _PREFIX = 32, "k3:"
+
+
+def note_keys(output: OutputPlan, records: Records) -> None:
+    """Remember which file of an output holds which tensors, by their keys."""
+    for path, held in zip(output.files, output.layout.holds(), strict=True):
+        works = sorted(output.works[held], key=lambda work: work.name)
+        records.put_made(path, b"".join([bytes.fromhex(work.key.removeprefix(_PREFIX)) for work in works]))
+
+
+def tally(output: OutputPlan) -> Tally:
+    """How its tensors were to be made when it was planned."""
+    actions = output.actions
+    reused = [work for work in actions if work.payload]
+    copied = sum(work.program == COPY for work in actions) - len(reused)
+    computed = sum(work.computed for work in actions)
+    return Tally(computed, copied, len(reused), sum(work.nbytes for work in reused))
+
+
+def find_kept(keys: Collection[str], records: Records, memo: Memo) -> Mapping[str, Kept]:
+    """Those of these keys whose tensors lie in recorded outputs that nobody has touched since. The files are not read:
+    their content is what the memo says of them."""
+    found: dict[str, Kept] = {}
+    left = set(keys)
+    for path, at in _intact(records):
+        if not left:
+            break
+        for key, kept in _tensors(path, at, left, records, memo).items():
+            found[key] = kept
+            left.discard(key)
+    return found
+
+
+def _intact(records: Records) -> Iterator[tuple[Path, Fingerprint]]:
+    for path in records.paths():
+        record = records.find(path)
+        try:
+            if record is not None and fingerprint(path.stat()) == record.at:
+                yield path, record.at
+        except OSError:
+            continue
+
+
+def _tensors(path: Path, at: Fingerprint, wanted: set[str], records: Records, memo: Memo) -> dict[str, Kept]:
+    blob = records.made(path)
+    keys = [f"{_PREFIX}{blob[i : i + _KEY].hex()}" for i in range(0, len(blob), _KEY)]
+    if wanted.isdisjoint(keys):
+        return {}
+    known = memo.find(at)
+    try:
+        tensors = read_contents(path).tensors
+    except MergeflowError:
+        return {}
+    if known is None or not len(known.payloads) == len(tensors) == len(keys):
+        return {}
+    payloads = dict(zip(tensors, known.payloads, strict=True))
+    file = KeptFile(path, at)
+    pairs = zip(sorted(tensors), keys, strict=True)
+    return {key: Kept(file, tensors[name].start, payloads[name]) for name, key in pairs if key in wanted}

@@ -1,0 +1,189 @@
+"""Making a difference sparse: keeping the largest values of a tensor, or a random part of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from math import floor
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from mergeflow.ir.kernels import Range
+from mergeflow.ir.numbers import Number
+from mergeflow.methods.kernels import Given, Passes, kernel
+from mergeflow.methods.registry import Delta, Part, Seed, Share, method
+from mergeflow.tensors import DType
+
+if TYPE_CHECKING:
+    import torch
+
+_SHARE = Range(Fraction(0), Fraction(1))
+_SEED = Range(Fraction(0), Fraction((1 << 63) - 1), whole=True)
+
+
+def _threshold(given: Given, passes: Passes) -> float | None:
+    """The largest number that is too small to be kept; None: nothing is kept; -1: everything is."""
+    from mergeflow.methods.selection import kth_magnitude, value_of
+
+    density, n = given.arguments["density"], passes.elements
+    if not density:
+        return None
+    k = max(1, floor(density * n))
+    if k >= n:
+        return -1.0
+    least = kth_magnitude(passes, k, given.compute)
+    return value_of(least - 1, given.compute) if least else -1.0
+
+
+def _keep(given: Given, found: float | None, tiles: Sequence[torch.Tensor], begin: int, out: torch.Tensor) -> None:
+    import torch
+
+    if found is None:
+        out.zero_()
+    elif found < 0:
+        out.copy_(tiles[0])
+    else:
+        torch.hardshrink(tiles[0], found, out=out)  # zero where the magnitude is at most `found`; NaN stays
+
+
+TRIM = kernel(
+    "ties_trim",
+    version=1,
+    operands=("delta",),
+    result="delta",
+    measure=_threshold,
+    apply=_keep,
+    ranges={"density": _SHARE},
+    zeros=True,
+)
+
+
+@method(TRIM)
+def ties_trim(delta: Delta, density: Share) -> Delta:
+    """delta where |delta| is among the `density` share of largest ones of its tensor, else 0
+
+    The trimming of TIES: Yadav et al. 2023, arXiv:2306.01708, section 4. Of a tensor of n values the max(1, ⌊density·n⌋)
+    of largest magnitude are kept, none when the density is 0. All values as large as the last of them are kept too, so
+    that nothing depends on an order among equals. NaN counts as larger than any number.
+
+    The paper ranks all values of a model together; this, as other merge tools do, those of each tensor. mergekit keeps
+    one of several equal values, by the order its sort happens to give.
+    """
+    return TRIM(delta, density=density)
+
+
+def _kept(given: Given, begin: int, n: int) -> Any:
+    """Which of the elements from `begin` on are kept: n booleans."""
+    from blake3 import blake3
+
+    arguments = given.arguments
+    stream = int(arguments["stream"])
+    text = f"mergeflow mask 1\ndare_drop\n{given.seed}\n{stream}\n{given.tensor}"
+    key = blake3(text.encode()).digest()
+    first = begin // 16  # a block of Philox is 4 words of 64 bits: 16 elements
+    generator = np.random.Philox(key=np.frombuffer(key[:16], "<u8"), counter=first)
+    words = generator.random_raw(4 * (-(-(begin + n) // 16) - first)).astype("<u8", copy=False).view("<u2")
+    words = words[begin - 16 * first :][:n]
+    limit = arguments["density"] * 65536
+    whole = floor(limit)
+    if whole == 65536:
+        return np.ones(n, np.bool_)
+    keep = words < np.uint16(whole)
+    rest = floor((limit - whole) * (1 << 64))
+    if rest:  # one element in 65,536 is decided by 64 more bits
+        for i in np.flatnonzero(words == np.uint16(whole)):
+            more = blake3(key + (begin + int(i)).to_bytes(8, "little")).digest()
+            keep[i] = int.from_bytes(more[:8], "little") < rest
+    return keep
+
+
+def _drop(given: Given, found: None, tiles: Sequence[torch.Tensor], begin: int, out: torch.Tensor) -> None:
+    keep = _kept(given, begin, out.numel())
+    bits = np.int32 if given.compute is DType.F32 else np.int64
+    mask = np.negative(keep.view(np.int8), dtype=np.int8)  # all bits where kept, none where not
+    np.bitwise_and(tiles[0].numpy().view(bits), mask, out=out.numpy().view(bits))
+
+
+DROP = kernel(
+    "dare_drop",
+    version=1,
+    operands=("delta",),
+    result="delta",
+    apply=_drop,
+    ranges={"density": Range(Fraction(0), Fraction(1), above=True), "seed": _SEED},
+    random=True,
+    zeros=True,
+)
+
+
+def _norms(given: Given, passes: Passes) -> float:
+    """‖delta‖₁ / ‖kept‖₁; 1 where that is no number."""
+    import torch
+
+    from mergeflow.methods.kernels import GRID
+    from mergeflow.methods.sums import Running, float64
+
+    scratch = torch.empty(GRID, dtype=torch.float64)
+    kept, whole = Running(), Running()
+    for sparse, dense in passes.tiles():
+        kept.add(float64(sparse, scratch).abs())
+        whole.add(float64(dense, scratch).abs())
+    under = kept.value()
+    return whole.value() / under if under else 1.0
+
+
+def _scale(given: Given, found: float, tiles: Sequence[torch.Tensor], begin: int, out: torch.Tensor) -> None:
+    import torch
+
+    torch.mul(tiles[0], torch.tensor(found, dtype=out.dtype), out=out)
+
+
+MATCH = kernel(
+    "match_l1",
+    version=1,
+    operands=("delta", "delta"),
+    result="delta",
+    measure=_norms,
+    apply=_scale,
+    zeros=True,
+)
+
+
+@method(MATCH)
+def match_l1(kept: Delta, delta: Delta) -> Delta:
+    """kept · ‖delta‖₁ / ‖kept‖₁, tensor by tensor
+
+    Gives what was made sparse the mean magnitude of what it was made of: mergekit's `rescale`. Where nothing was kept
+    the result is 0.
+    """
+    return MATCH(kept, delta)
+
+
+@method(DROP, MATCH)
+def dare_drop(
+    delta: Delta,
+    density: Part,
+    rescale: Literal["expected", "l1", "none"] = "expected",
+    seed: Seed | None = None,
+    stream: Seed = Fraction(0),
+) -> Delta:
+    """delta·m / density, with m = 1 for a random `density` share of the values and 0 for the others
+
+    Drop and rescale: Yu et al. 2023, "Language Models are Super Mario", arXiv:2311.03099, section 3.2, where 1 − density
+    is the drop rate p. Whether a value is kept depends on the seed (the recipe's `options: { seed: … }` when none is
+    given), the stream, the tensor's name and the position in the tensor, and on nothing else; give differences that are
+    to be thinned out independently streams of their own.
+
+    rescale=expected divides by the density, as the paper does; rescale=l1 multiplies each tensor so that its L1 norm is
+    what it was (mergekit); rescale=none does neither.
+    """
+    return dropped(delta, density, rescale, seed, stream)
+
+
+def dropped(delta: Delta, density: Number, rescale: str, seed: Number | None, stream: Number) -> Delta:
+    """The body of `dare_drop`, for the methods that are made of it."""
+    kept = DROP(delta, density=density, stream=stream, seed=seed)
+    if rescale == "l1":
+        return MATCH(kept, delta)
+    return kept * (1 / density) if rescale == "expected" else kept
