@@ -41,6 +41,18 @@ class Measurement:
         return self.user + self.system
 
 
+def total(runs: Sequence[Measurement]) -> Measurement:
+    """Processes one after the other, as one: seconds and bytes read add up, memory is that of the largest."""
+    return Measurement(
+        sum(run.wall for run in runs),
+        sum(run.user for run in runs),
+        sum(run.system for run in runs),
+        max(run.rss for run in runs),
+        max(run.anonymous for run in runs),
+        sum(run.read for run in runs),
+    )
+
+
 class RunFailed(Exception):
     """A measured command failed or took too long; the text ends with the last of its output."""
 

@@ -16,7 +16,8 @@ they come from the page cache. Outputs are float16 like the inputs. Contenders:
 
 - **floor**: `cat` of the inputs to `/dev/null`, then `cp` of one of them and `sync` of the copy. No merge at all: what
   reading every input byte once and writing one output costs here.
-- **import torch**: Python started and torch imported, nothing else. Every contender in Python pays it.
+- **import torch**: Python started and torch imported, nothing else. sd-mecha and mergekit pay it; mergeflow's sums are
+  compiled for the processor and do without torch, which only methods that are no sums import.
 - **mergeflow**: `mergeflow build recipe.yaml` with the digests of its inputs remembered, as from the second merge of
   the same files on. It syncs its output to the disk before it ends; the peers leave that to the system.
 - **mergeflow, first**: the same with nothing remembered, so that it hashes every input too.
@@ -42,7 +43,7 @@ def table(runs: Runs, missed: Mapping[str, float]) -> str:
         rows.append(
             [
                 name,
-                _spread(mine),
+                spread(mine),
                 _ratio(mine, floor, wall),
                 _ratio(mine, ours, wall),
                 f"{middle(mine, cpu):.2f}",
@@ -57,12 +58,8 @@ def table(runs: Runs, missed: Mapping[str, float]) -> str:
 
 
 def section(workload: Workload, runs: Runs, missed: Mapping[str, float]) -> str:
-    """One workload: what it is, its table, and what mergeflow takes beyond starting up."""
+    """One workload: what it is, and its table."""
     lines = [f"## {workload.title}", "", f"`{workload.formula}`", "", table(runs, missed)]
-    if {"floor", "import torch", "mergeflow"} <= set(runs):
-        beyond = middle(runs["mergeflow"], wall) - middle(runs["import torch"], wall)
-        share = beyond / middle(runs["floor"], wall)
-        lines += ["", f"mergeflow less the import of torch: {beyond:.2f} s, {share:.2f} times the floor."]
     if not workload.peers:
         lines += ["", "The peers are left out: at their cost per tensor they need many minutes for it."]
     return "\n".join(lines)
@@ -116,7 +113,7 @@ def middle(runs: Sequence[Measurement], quantity: Quantity) -> float:
     return median(quantity(run) for run in runs)
 
 
-def _spread(runs: Sequence[Measurement]) -> str:
+def spread(runs: Sequence[Measurement]) -> str:
     """The median wall time, with the smallest beside it where there were several."""
     smallest = min(run.wall for run in runs)
     return f"{middle(runs, wall):.2f}" + (f" ({smallest:.2f})" if len(runs) > 1 else "")

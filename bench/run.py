@@ -1,8 +1,10 @@
 """Compares mergeflow with the floor and with its peers: `make bench`, or `python -m bench.run`.
 
-    --only weighted,difference   workloads (all: weighted, difference, chain, many) or sections (noop, memory)
+    --only weighted,difference   workloads (all: weighted, difference, chain, many) or sections (edit, sweep,
+                                 noop, planning, memory)
     --rounds 5                   rounds per workload (default 3)
     --no-peers, --no-mergeflow   leave contenders out
+    --shrink 16                  small files, to see that everything runs; the figures mean nothing
     --models 3                   only workloads of at most that many models (six take 13 GB of disk)
     --sparse                     the memory section on files ten times as large too (needs 21 GB of disk)
     --write-docs                 write docs/benchmarks.md
@@ -17,16 +19,29 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import check, contenders, machine, measure, memory, noop, peers, report, workloads
+from bench import (
+    check,
+    contenders,
+    edit,
+    machine,
+    measure,
+    memory,
+    noop,
+    peers,
+    planning,
+    report,
+    sweep,
+    workloads,
+)
 from bench.contenders import ROOT, Contender, Mergeflow, Place
 from bench.workloads import Workload
 
-SECTIONS = ("noop", "memory")
+SECTIONS = ("edit", "sweep", "noop", "planning", "memory")
 SMALL = ("--shrink", "16", "--count", "2000")  # the files that outputs are checked on
 TIMEOUT = 1800.0  # seconds for one run of one contender
 
@@ -41,7 +56,10 @@ class Results:
     load: float
     workloads: dict[str, dict[str, list[dict[str, float]]]] = field(default_factory=dict)
     not_nearest_per_million: dict[str, dict[str, float]] = field(default_factory=dict)
+    edit: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    sweep: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     noop: dict[str, list[float]] = field(default_factory=dict)
+    planning: dict[str, list[float]] = field(default_factory=dict)
     memory: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
@@ -78,6 +96,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--no-mergeflow", action="store_true")
     parser.add_argument("--no-check", action="store_true", help="do not check outputs against numpy first")
+    parser.add_argument("--shrink", type=int, default=1, metavar="N", help="files of SD1.5 made smaller, for a trial")
     parser.add_argument("--sparse", action="store_true", help="memory on sparse files too")
     parser.add_argument("--sparse-times", type=int, default=10, metavar="N", help="how many times larger (10)")
     parser.add_argument("--write-docs", action="store_true", help="write docs/benchmarks.md")
@@ -120,7 +139,7 @@ def measured(
     workload: Workload, entrants: Sequence[Contender], options: argparse.Namespace, work: Path, results: Results
 ) -> str:
     """Makes a workload's files, checks the contenders on small ones, runs the rounds; the section for the page."""
-    place = Place(files(workload, work), work / "scratch")
+    place = Place(files(workload, *sized(options, work)), work / "scratch")
     taking = [entrant for entrant in entrants if entrant.takes(workload)]
     missed = {} if options.no_check else checked(workload, taking, work)
     warm_up(workload, taking, place)
@@ -130,9 +149,14 @@ def measured(
             run = once(entrant, workload, place)
             runs[entrant.name].append(run)
             print(f"{workload.name} {turn + 1}/{options.rounds} {entrant.name}: {run.wall:.2f} s", flush=True)
-    results.workloads[workload.name] = {name: [asdict(run) for run in done] for name, done in runs.items()}
+    results.workloads[workload.name] = singles(runs)
     results.not_nearest_per_million[workload.name] = missed
     return report.section(workload, runs, missed)
+
+
+def sized(options: argparse.Namespace, work: Path) -> tuple[Path, *tuple[str, ...]]:
+    """The folder of the models, and how they are made."""
+    return (work,) if options.shrink == 1 else (work / f"shrunk-{options.shrink}", "--shrink", str(options.shrink))
 
 
 def files(workload: Workload, folder: Path, *options: str) -> Path:
@@ -176,6 +200,11 @@ def once(entrant: Contender, workload: Workload, place: Place) -> measure.Measur
     return run
 
 
+def singles(runs: Mapping[str, Sequence[measure.Measurement]]) -> dict[str, list[dict[str, float]]]:
+    """Every single measurement, for results.json."""
+    return {name: [asdict(run) for run in done] for name, done in runs.items()}
+
+
 def log(entrant: Contender, place: Place) -> Path:
     return place.scratch / f"{entrant.name}.log"
 
@@ -184,14 +213,25 @@ def sections(options: argparse.Namespace, work: Path, ours: Mergeflow, results: 
     """The sections about mergeflow alone."""
     body = []
     workload = workloads.DIFFERENCE
-    place = Place(files(workload, work), work / "scratch")
+    place = Place(files(workload, *sized(options, work)), work / "scratch")
+    if "edit" in options.only:
+        text, runs = edit.section(workload, place, ours, options.rounds)
+        results.edit = singles(runs)
+        body.append(text)
+    if "sweep" in options.only:
+        text, runs = sweep.section(workload, place, ours, options.rounds)
+        results.sweep = singles(runs)
+        body.append(text)
     if "noop" in options.only:
         text, results.noop = noop.section(workload, place, ours)
         body.append(text)
+    if "planning" in options.only:
+        text, results.planning = planning.section(work / "planning", options.rounds)
+        body.append(text)
     if "memory" in options.only:
         first = Mergeflow(ours.memo, first=True)
-        text, runs = memory.section(workload, place, first, options.sparse_times if options.sparse else None)
-        results.memory = {scale: dict[str, Any](asdict(run)) for scale, run in runs.items()}
+        text, scales = memory.section(workload, place, first, options.sparse_times if options.sparse else None)
+        results.memory = {scale: dict[str, Any](asdict(run)) for scale, run in scales.items()}
         body.append(text)
     return body
 

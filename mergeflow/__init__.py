@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mergeflow.build.settings import BuildResult, BuiltOutput, Settings
     from mergeflow.errors import MergeflowError
     from mergeflow.methods.registry import method
-    from mergeflow.plan.planner import Plan
+    from mergeflow.plan.plans import Plan
 
 __version__ = "0.1.0"
 
@@ -44,7 +44,7 @@ _HOME = {
     "Settings": "mergeflow.build.settings",
     "MergeflowError": "mergeflow.errors",
     "method": "mergeflow.methods.registry",
-    "Plan": "mergeflow.plan.planner",
+    "Plan": "mergeflow.plan.plans",
 }
 
 

@@ -11,7 +11,7 @@ from mergeflow.arch.aliases import Alias, Shape
 from mergeflow.arch.base import UNKNOWN, Architecture
 from mergeflow.arch.contents import ema_names, junk, variant
 from mergeflow.arch.detect import VAE, detect, recognise
-from mergeflow.arch.kinds import Header, Kind, kind_of, understand
+from mergeflow.arch.kinds import Header, Kind, understand, vae_kind
 from mergeflow.arch.lists import mbw
 from mergeflow.arch.registry import (
     config_folder,
@@ -48,7 +48,6 @@ __all__ = [
     "is_ours",
     "is_path",
     "junk",
-    "kind_of",
     "load_file",
     "mbw",
     "names",
@@ -64,6 +63,7 @@ __all__ = [
     "user_files",
     "user_names",
     "user_places",
+    "vae_kind",
     "variant",
 ]
 

@@ -92,12 +92,17 @@ def understand(shapes: Shapes, told: Mapping[str, str], extras: Mapping[str, str
     beside the tensors."""
     architecture, reason, aliases = recognise(shapes)
     if architecture.name == VAE:
-        kind = _made("vae", "it has both halves of an autoencoder and nothing else", _vae_facts(shapes))
+        kind = vae_kind(shapes, "it has both halves of an autoencoder and nothing else")
         return Header(architecture, reason, aliases, kind)
     found = kind_of(shapes, told, extras)
     if found is not None and found.name != "text encoder":  # a ControlNet has the names of the network it goes with
         return Header(UNKNOWN, f"it is {found.title}", {}, found)
     return Header(architecture, reason, aliases, found)
+
+
+def vae_kind(shapes: Shapes, why: str) -> Kind:
+    ends = [s for n, s in shapes.items() if n.endswith("decoder.conv_in.weight") and len(s) == 4]
+    return _made("vae", why, {"channels": str(ends[0][1])} if ends else {})
 
 
 def kind_of(shapes: Shapes, told: Mapping[str, str], extras: Mapping[str, str]) -> Kind | None:
@@ -237,11 +242,6 @@ _LOOKS: dict[str, Callable[[Shapes, Mapping[str, str], Mapping[str, str]], Found
     "training state": _training,
     "text encoder": _text_encoder,
 }
-
-
-def _vae_facts(shapes: Shapes) -> Facts:
-    ends = [s for n, s in shapes.items() if n.endswith("decoder.conv_in.weight") and len(s) == 4]
-    return {"channels": str(ends[0][1])} if ends else {}
 
 
 def _attended(shapes: Shapes) -> str | None:

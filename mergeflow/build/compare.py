@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mergeflow.arch import UNKNOWN, Architecture
+from mergeflow.arch import UNKNOWN, VAE, Architecture
 from mergeflow.errors import IntegrityError
 from mergeflow.events import PhaseEnded, PhaseStarted, Progressed, Reporter, silent
 from mergeflow.formats.many import ReadFiles
-from mergeflow.sources.adapt import adapt
+from mergeflow.sources.adapt import Adapted, adapt
 from mergeflow.sources.identify import Identified
 from mergeflow.tensors import DType, TensorSpec
 
@@ -114,6 +114,11 @@ class Comparison:
         return tallies
 
 
+def _vae(found: Identified, adapted: Adapted) -> Adapted:
+    has = any(adapted.architecture.component(name) == VAE for name in adapted.tensors)
+    return adapt(found, found.path.name, kind=VAE) if has else adapted
+
+
 def compare(a: Identified, b: Identified, *, report: Reporter = silent, workers: int = 1) -> Comparison:
     """From A to B.
 
@@ -121,6 +126,8 @@ def compare(a: Identified, b: Identified, *, report: Reporter = silent, workers:
         IntegrityError: a file has changed since it was identified.
     """
     left, right = adapt(a, a.path.name), adapt(b, b.path.name)
+    if VAE in (left.architecture.name, right.architecture.name):  # a VAE alone is compared with the other's VAE
+        left, right = (_vae(found, adapted) for found, adapted in ((a, left), (b, right)))
     architecture = left.architecture if left.architecture is not UNKNOWN else right.architecture
     states: dict[str, str] = {}
     pairs: dict[str, tuple[TensorSpec, TensorSpec]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -9,9 +10,9 @@ from mergeflow.build.settings import Tally
 from mergeflow.errors import MergeflowError
 from mergeflow.formats.contents import read_contents
 from mergeflow.formats.files import Fingerprint, fingerprint
+from mergeflow.plan.account import CAST, COMPUTED, COPIED, KEPT, account
 from mergeflow.plan.kept import Kept, KeptFile
-from mergeflow.plan.planner import OutputPlan
-from mergeflow.plan.program import COPY
+from mergeflow.plan.plans import OutputPlan, Plan
 from mergeflow.sources.memo import Memo
 from mergeflow.store.records import Records
 
@@ -25,13 +26,17 @@ def note_keys(output: OutputPlan, records: Records) -> None:
         records.put_made(path, b"".join([bytes.fromhex(work.key.removeprefix(_PREFIX)) for work in works]))
 
 
-def tally(output: OutputPlan) -> Tally:
+def tally(plan: Plan, output: OutputPlan) -> Tally:
     """How its tensors were to be made when it was planned."""
-    actions = output.actions
-    reused = [work for work in actions if work.payload]
-    copied = sum(work.program == COPY for work in actions) - len(reused)
-    computed = sum(work.computed for work in actions)
-    return Tally(computed, copied, len(reused), sum(work.nbytes for work in reused))
+    counts = account(plan, output)
+    how = Counter(counts.how)
+    return Tally(how[COMPUTED] + how[CAST], how[COPIED], how[KEPT], counts.bytes_kept, counts.bytes_alone)
+
+
+def new_tensors(output: OutputPlan, records: Records) -> tuple[str, ...] | None:
+    """The tensors that its files, as they were recorded, do not hold; None where that is not known."""
+    there = {key for path in output.files for key in _keys(records.made(path))}
+    return tuple([work.name for work in output.works if work.key not in there]) if there else None
 
 
 def find_kept(keys: Collection[str], records: Records, memo: Memo) -> Mapping[str, Kept]:
@@ -59,8 +64,7 @@ def _intact(records: Records) -> Iterator[tuple[Path, Fingerprint]]:
 
 
 def _tensors(path: Path, at: Fingerprint, wanted: set[str], records: Records, memo: Memo) -> dict[str, Kept]:
-    blob = records.made(path)
-    keys = [f"{_PREFIX}{blob[i : i + _KEY].hex()}" for i in range(0, len(blob), _KEY)]
+    keys = _keys(records.made(path))
     if wanted.isdisjoint(keys):
         return {}
     known = memo.find(at)
@@ -74,3 +78,7 @@ def _tensors(path: Path, at: Fingerprint, wanted: set[str], records: Records, me
     file = KeptFile(path, at)
     pairs = zip(sorted(tensors), keys, strict=True)
     return {key: Kept(file, tensors[name].start, payloads[name]) for name, key in pairs if key in wanted}
+
+
+def _keys(blob: bytes) -> list[str]:
+    return [f"{_PREFIX}{blob[i : i + _KEY].hex()}" for i in range(0, len(blob), _KEY)]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from mergeflow.arch import find as find_architecture
 from mergeflow.build.kept import find_kept, note_keys, tally
 from mergeflow.build.machine import budget
 from mergeflow.build.published import (
@@ -24,9 +25,18 @@ from mergeflow.build.published import (
 from mergeflow.build.quick import Asked, leave_stamp
 from mergeflow.build.settings import BuildResult, BuiltOutput, Settings, cache_folder
 from mergeflow.build.state import is_ours, look
+from mergeflow.build.storing import Shelf
 from mergeflow.build.targets import choose, targets
 from mergeflow.digest import printable
-from mergeflow.errors import IntegrityError, MergeflowError, MissingInput, NotReproducible, RecipeError, ResourceError
+from mergeflow.errors import (
+    IntegrityError,
+    MergeflowError,
+    MissingInput,
+    NotReproducible,
+    Place,
+    RecipeError,
+    ResourceError,
+)
 from mergeflow.events import OutputDone, Reporter, Warned, silent
 from mergeflow.formats.files import ReadFile, write_text_file
 from mergeflow.plan.bind import bind
@@ -34,11 +44,13 @@ from mergeflow.plan.bound import Bound, SourceRef
 from mergeflow.plan.embed import DIGEST, KIND
 from mergeflow.plan.facts import SourceFacts
 from mergeflow.plan.originals import Originals
-from mergeflow.plan.planner import OutputPlan, Plan, Request, make_plan, needed_sources
+from mergeflow.plan.planner import make_plan, needed_sources
+from mergeflow.plan.plans import OutputPlan, Plan, Request
 from mergeflow.provenance import lock as locks
 from mergeflow.provenance.claims import claims_of
 from mergeflow.provenance.sidecar import sidecar_path, write_sidecar
 from mergeflow.recipe import Recipe
+from mergeflow.recipe.tokens import clip
 from mergeflow.sources.adapt import adapt, check_is_model
 from mergeflow.sources.hashes import check_claims, old_hash, sha256
 from mergeflow.sources.identify import Identified, identify
@@ -46,7 +58,7 @@ from mergeflow.sources.memo import Memo, default_folder
 from mergeflow.store.records import LocalRecords, Records
 
 if TYPE_CHECKING:
-    from mergeflow.executor.run import Written
+    from mergeflow.executor.outputs import Written
 
 
 class Project:
@@ -55,8 +67,10 @@ class Project:
     def __init__(self, recipe: Recipe, settings: Settings | None = None, report: Reporter = silent) -> None:
         self.recipe, self.settings, self.report = recipe, settings or Settings(), report
         self.bound: Bound = bind(recipe)
-        self.memo = Memo(self.settings.memo or default_folder(), self._warn)
+        memo = self.settings.memo or default_folder()
+        self.memo = Memo(memo, self._warn)
         self.records: Records = LocalRecords(cache_folder(self.settings), self._warn)
+        self.shelf = Shelf(self.settings, memo, self._warn)
         self._identified: dict[int, Identified] = {}
         self._notes: dict[int, tuple[str, ...]] = {}
         self._configs: dict[Path, bytes] = {}
@@ -67,6 +81,7 @@ class Project:
     def close(self) -> None:
         self.memo.close()
         self.records.close()
+        self.shelf.close()
 
     def __enter__(self) -> Self:
         return self
@@ -92,6 +107,7 @@ class Project:
         chosen = choose(self.bound, outputs)
         wanted = needed_sources(self.bound, chosen)
         files = targets(self.bound, chosen, self.settings.output_root, self._inputs())
+        self._check_architecture()
         facts = {i: self.facts(i) for i in wanted}
         settings = self.settings
         machine = budget(settings.memory)
@@ -104,6 +120,7 @@ class Project:
             settings.force,
             Originals(self._metadata, self._hashes),
             lambda keys: find_kept(keys, self.records, self.memo),
+            self.shelf.storing(),
         )
         return make_plan(self.bound, facts, request)
 
@@ -162,6 +179,16 @@ class Project:
         with ReadFile(path) as file:
             return whole, old_hash(file)
 
+    def _check_architecture(self) -> None:
+        """That the architecture of all sources exists: asked once, as its name is no source's mistake."""
+        name = self.recipe.arch
+        try:
+            if name is not None:
+                find_architecture(name)
+        except MergeflowError as error:
+            error.place = error.place or Place(str(self.recipe.path or ""), text=f"arch: {clip(str(name))}")
+            raise
+
     def architectures_named(self) -> list[str]:
         """What the recipe calls architectures: names, and paths of files."""
         named = [self.recipe.arch, *(ref.declared.arch for ref in self.bound.sources)]
@@ -193,6 +220,7 @@ class Project:
             MergeflowError: of the first output that fails; with `keep_going` the others are tried first and the errors
                 are in the result.
         """
+        self.shelf.begin_build()
         plan = self.plan(outputs)
         for note in (note for i in plan.facts for note in self._notes[i]):
             self._warn(note)
@@ -201,7 +229,10 @@ class Project:
         strangers = {} if self.settings.force else self._strangers(plan)
         if strangers and not self.settings.keep_going:
             raise next(iter(strangers.values()))
+        self.shelf.note_use(plan)
+        self._make_objects(plan)
         result = BuildResult(tuple(self._run(plan, strangers)))
+        self.shelf.end_build(made=bool(plan.objects))
         if asked is not None and not result.failed:
             leave_stamp(asked, self, plan, self.records)
         return result
@@ -222,6 +253,16 @@ class Project:
                     hint="--force overwrites it; another output path keeps it",
                 )
         return found
+
+    def _make_objects(self, plan: Plan) -> None:
+        """What the outputs begin from and is to be kept for other builds."""
+        from mergeflow.executor.devices import find
+        from mergeflow.executor.objects import write_object
+
+        expected = {i: found.at for i, found in self._identified.items()}
+        for planned in plan.objects:
+            assert planned.placement is not None
+            write_object(plan, planned, find(planned.placement.device), self.report, expected, self.shelf.store)
 
     def _run(self, plan: Plan, refused: Mapping[str, MergeflowError]) -> Iterator[BuiltOutput]:
         """What came of each output, in the order of the recipe; those of one pass are made when the first is due."""
@@ -250,7 +291,7 @@ class Project:
     def _make(self, plan: Plan, members: Sequence[OutputPlan], lock: locks.Lock | None) -> list[BuiltOutput]:
         """The outputs of one pass. Without `keep_going` the first error is raised, once the others are published."""
         from mergeflow.executor.devices import find
-        from mergeflow.executor.run import write_outputs
+        from mergeflow.executor.outputs import write_outputs
 
         placement = members[0].placement
         assert placement is not None
@@ -261,7 +302,9 @@ class Project:
                 locks.check_result(lock, output.path, digest)
 
         try:
-            finished = write_outputs(plan, members, find(placement.device), self.report, expected, check)
+            finished = write_outputs(
+                plan, members, find(placement.device), self.report, expected, self.shelf.store, check
+            )
         except MergeflowError as error:
             if not self.settings.keep_going:
                 raise
@@ -272,14 +315,14 @@ class Project:
             if isinstance(result, MergeflowError):
                 results.append(_failed(output, result))
                 continue
-            results.append(self._register(output, result, bytes_read))
+            results.append(self._register(plan, output, result, bytes_read))
             bytes_read = 0
         first = next((built.error for built in results if built.error is not None), None)
         if first is not None and not self.settings.keep_going:
             raise first
         return results
 
-    def _register(self, output: OutputPlan, written: Written, bytes_read: int) -> BuiltOutput:
+    def _register(self, plan: Plan, output: OutputPlan, written: Written, bytes_read: int) -> BuiltOutput:
         """Remember a published output, by record and memo."""
         digest = printable(written.content.model)
         remember(output, written, self.records, self.memo)
@@ -293,7 +336,7 @@ class Project:
         self.report(OutputDone(output.path, True, output.reason, output.layout.file_size))
         size = output.layout.file_size
         return BuiltOutput(
-            output.path, output.target, True, output.reason, size, bytes_read, digest, error, tally(output)
+            output.path, output.target, True, output.reason, size, bytes_read, digest, error, tally(plan, output)
         )
 
     def _leave_side_files(self, output: OutputPlan) -> MergeflowError | None:

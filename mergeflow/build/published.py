@@ -14,7 +14,7 @@ from mergeflow.formats.files import write_file
 from mergeflow.formats.sharded import INDEX, index_of, is_shard
 from mergeflow.formats.torchlayout import claims_path, read_claims
 from mergeflow.plan.bound import Bound
-from mergeflow.plan.planner import OutputPlan, Plan
+from mergeflow.plan.plans import OutputPlan, Plan
 from mergeflow.provenance import beside
 from mergeflow.provenance.sidecar import is_ours as recipe_is_ours
 from mergeflow.provenance.sidecar import sidecar_path
@@ -23,7 +23,7 @@ from mergeflow.sources.memo import Known, Memo
 from mergeflow.store.records import OutputRecord, Records
 
 if TYPE_CHECKING:
-    from mergeflow.executor.run import Written
+    from mergeflow.executor.outputs import Written
     from mergeflow.formats.scan import Content
 
 

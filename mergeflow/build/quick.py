@@ -24,7 +24,7 @@ from mergeflow.store.records import LocalRecords, Records
 
 if TYPE_CHECKING:
     from mergeflow.build.project import Project
-    from mergeflow.plan.planner import Plan
+    from mergeflow.plan.plans import Plan
 
 
 _WHERE_ARCHITECTURES_ARE = ("MERGEFLOW_ARCH", "MERGEFLOW_CONFIG", "XDG_CONFIG_HOME")  # the user's own (arch.registry)

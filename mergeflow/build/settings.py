@@ -28,12 +28,14 @@ class Settings:
 
 
 class Tally(NamedTuple):
-    """How the tensors of an output came to be: by arithmetic, as bytes of a source, as bytes of an earlier build."""
+    """How the tensors of an output came to be: by arithmetic, as bytes of a source, as bytes of an earlier build.
+    `bytes_alone`: what a build of this output alone, with nothing to reuse, would have read of the sources."""
 
     computed: int = 0
     copied: int = 0
     reused: int = 0
     bytes_reused: int = 0
+    bytes_alone: int = 0
 
 
 @dataclass(frozen=True, slots=True)

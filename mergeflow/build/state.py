@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from mergeflow.build.kept import new_tensors
 from mergeflow.digest import parse_digest
 from mergeflow.errors import MergeflowError
 from mergeflow.events import Reporter
@@ -15,7 +16,7 @@ from mergeflow.formats.output import checksums, hash_tensors
 from mergeflow.formats.torchlayout import CLAIMS, read_claims
 from mergeflow.plan.embed import DIGEST
 from mergeflow.plan.explain import Found
-from mergeflow.plan.planner import OutputPlan
+from mergeflow.plan.plans import OutputPlan
 from mergeflow.provenance.claims import claims_of
 from mergeflow.sources.identify import Identified, identify
 from mergeflow.sources.memo import Memo
@@ -38,7 +39,8 @@ def look(output: OutputPlan, records: Records, memo: Memo, report: Reporter, wor
         if record.key != output.key or all(
             r is not None and r.key == record.key and is_recorded(path, r) for path, r in wanted
         ):
-            return Found(exists=True, intact=True, key=record.key, snapshot=snapshot)
+            changed = None if record.key == output.key else new_tensors(output, records)
+            return Found(exists=True, intact=True, key=record.key, snapshot=snapshot, changed=changed)
     found = _prove(output.target, memo, report, workers)
     if found is None:
         return Found(exists=True, intact=False, snapshot=snapshot)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -89,7 +89,8 @@ def tell(result: BuildResult, screen: Screen, began: float, *, as_json: bool) ->
             screen.say(f"{paint('failed:', fg='red', bold=True)} {output.path}: {text}")
     if as_json:
         made = [_entry(output) for output in result.outputs]
-        print_json(SCHEMA, outputs=made, warnings=screen.warnings, seconds=round(took, 3), failed=result.failed)
+        more = {"seconds": round(took, 3), "bytes_saved": saved(result.outputs), "failed": result.failed}
+        print_json(SCHEMA, outputs=made, warnings=screen.warnings, **more)
     else:
         click.echo(summary(result, took))
     if result.failed:
@@ -114,7 +115,26 @@ def summary(result: BuildResult, took: float) -> str:
     if failed:
         parts.append(f"{failed:,} failed")
     wrote, read = (human_bytes(sum(n)) for n in ([o.nbytes for o in built], [o.bytes_read for o in built]))
-    return f"{', '.join(parts)}: wrote {wrote}, read {read}, {seconds(took)}"
+    less = f" ({human_bytes(spared)} saved)" if (spared := saved(built)) else ""
+    return f"{', '.join(parts)}: {', '.join(_done(built))}, wrote {wrote}, read {read}{less}, {seconds(took)}"
+
+
+def saved(outputs: Sequence[BuiltOutput]) -> int:
+    """The bytes of sources that had not to be read: for what was kept of earlier builds, and what outputs shared."""
+    built = [output for output in outputs if output.built]
+    return max(0, sum(output.tally.bytes_alone - output.bytes_read for output in built))
+
+
+def _done(built: Sequence[BuiltOutput]) -> Iterator[str]:
+    """computed 38 tensors, copied 5, kept 1,093 (2.0 GB)"""
+    counts = [(verb, sum(n)) for verb, n in (
+        ("computed", [o.tally.computed for o in built]),
+        ("copied", [o.tally.copied for o in built]),
+        ("kept", [o.tally.reused for o in built]),
+    ) if sum(n)]  # fmt: skip
+    kept = human_bytes(sum(o.tally.bytes_reused for o in built))
+    for i, (verb, n) in enumerate(counts):
+        yield f"{verb} {f'{n:,}' if i else plural(n, 'tensor')}" + (f" ({kept})" if verb == "kept" else "")
 
 
 def _entry(output: BuiltOutput) -> dict[str, object]:
@@ -125,6 +145,8 @@ def _entry(output: BuiltOutput) -> dict[str, object]:
         "reason": output.reason,
         "bytes": output.nbytes,
         "bytes_read": output.bytes_read,
+        "bytes_kept": output.tally.bytes_reused,
+        "tensors": {"computed": output.tally.computed, "copied": output.tally.copied, "kept": output.tally.reused},
         "digest": output.digest or None,
     }
     if output.error is not None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any
 
 from mergeflow.cli.forms import Forms, Steps
 from mergeflow.ir.numbers import decimal
+from mergeflow.plan.account import Account, account, read_once
 from mergeflow.plan.bound import SweepPoint
-from mergeflow.plan.planner import OutputPlan, Plan
-from mergeflow.plan.program import COPY, STAGED, ZERO, Program, TensorWork
+from mergeflow.plan.plans import OutputPlan, Plan
 
 
 def describe(plan: Plan, most_steps: int | None = None) -> dict[str, Any]:
@@ -29,6 +27,10 @@ def describe(plan: Plan, most_steps: int | None = None) -> dict[str, Any]:
         "steps_left_out": max(0, len(steps) - len(steps[:most_steps])),
         "unused_steps": [name for name in plan.bound.steps if name not in plan.graph],
         "outputs": [_output(plan, output, forms) for output in plan.outputs],
+        "passes": [
+            {"outputs": [output.path for output in members], "bytes_read": read_once(plan, members)}
+            for members in plan.passes()
+        ],
         "notes": list(plan.notes),
     }
 
@@ -44,7 +46,7 @@ def _source(plan: Plan, number: int) -> dict[str, Any]:
         "bytes": sum(t.nbytes for t in facts.tensors.values()),
         "dtypes": [label for label, _ in dtypes.most_common()],
         "architecture": facts.architecture.name,
-        "kind": "delta" if facts.delta else "model",
+        "kind": "delta" if facts.delta else facts.kind.name if facts.kind is not None else "model",
     }
 
 
@@ -83,6 +85,7 @@ def _swept(point: SweepPoint, name: str) -> str:
 
 def _output(plan: Plan, output: OutputPlan, forms: Forms) -> dict[str, Any]:
     resolved, placement, point = output.resolved, output.placement, plan.bound.points[output.path]
+    counts = account(plan, output)
     texts = [forms.text(form) for form in resolved.forms]
     shown = Counter(texts[case] for case in resolved.cases)
     dtypes: Counter[str] = Counter()
@@ -102,9 +105,12 @@ def _output(plan: Plan, output: OutputPlan, forms: Forms) -> dict[str, Any]:
         "kind": "delta" if resolved.delta else "model",
         "primary": plan.facts[resolved.primary].name,
         "architecture": resolved.architecture.name,
-        "tensors": dict(Counter(_how(work, plan.programs) for work in output.works)),
+        "tensors": dict(Counter(counts.how)),
+        "kept": kept_files(counts),
         "dtypes": [label for label, _ in dtypes.most_common()],
-        "bytes_read": output.bytes_read,
+        "begun": counts.begun,
+        "bytes_read": counts.bytes_read,
+        "bytes_kept": counts.bytes_kept + counts.bytes_begun,
         "bytes_written": output.layout.file_size,
         "placement": placement
         and {name: getattr(placement, name) for name in ("device", "strategy", "workers", "unit", "tile", "peak")},
@@ -112,12 +118,6 @@ def _output(plan: Plan, output: OutputPlan, forms: Forms) -> dict[str, Any]:
     }
 
 
-def _how(work: TensorWork, programs: Sequence[Program]) -> str:
-    """How one tensor comes to be."""
-    if work.program in (COPY, ZERO):
-        return "copied" if work.program == COPY else "zero"
-    if work.program == STAGED:
-        return "computed"
-    ops = programs[work.program].ops
-    cast = len(ops) == 1 and ops[0].divisor == 1 and ops[0].terms == ((Fraction(1), 0),)
-    return "cast" if cast else "computed"
+def kept_files(counts: Account) -> list[dict[str, Any]]:
+    """The files that earlier builds have left, and what is taken of each."""
+    return [{"file": str(file.path), "tensors": file.tensors, "bytes": file.nbytes} for file in counts.taken]

@@ -12,7 +12,7 @@ from mergeflow.ir.forms import Analysis, Applied, Case, Form, Rounded
 from mergeflow.ir.nodes import Node, Replace, Round, topological
 from mergeflow.ir.numbers import Varying, decimal, profiles_in
 from mergeflow.plan.dependencies import variants
-from mergeflow.plan.planner import Plan
+from mergeflow.plan.plans import Plan
 from mergeflow.plan.resolve import canonical
 from mergeflow.plan.text import form_text
 from mergeflow.tensors import DType

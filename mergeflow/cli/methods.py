@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from mergeflow.cli import options
-from mergeflow.cli.text import print_json
+from mergeflow.cli.text import print_json, table
+
+if TYPE_CHECKING:
+    from mergeflow.ir.kernels import Kernel
+    from mergeflow.methods.registry import Method, Parameter
 
 SCHEMA = "mergeflow/methods/1"
+_TAKES = {
+    "Model": "a model",
+    "Delta": "a difference of models",
+    "Models": "a list of models, with weights: a @ 0.5",
+    "Deltas": "a list of differences of models, with weights: (a - base) @ 0.5",
+    "bool": "true or false",
+}
+_ACCESS = {
+    "elementwise": "value by value",
+    "two_phase": "goes through a tensor before it computes a value of it",
+}
 
 
 @click.command()
@@ -16,26 +34,55 @@ SCHEMA = "mergeflow/methods/1"
 @options.debug_option
 def command(name: str | None, as_json: bool) -> None:
     """List the merge methods, or show NAME, which may be of an installed plugin."""
-    from mergeflow.methods.registry import Method, built_in, find
+    from mergeflow.methods.registry import built_in, find
 
     methods = [find(name)] if name else list(built_in().values())
-
-    def entry(method: Method) -> dict[str, object]:
-        parameters = [{"name": p.name, "kind": p.kind, "required": p.required} for p in method.parameters]
-        return {
-            "name": method.name,
-            "signature": method.signature,
-            "formula": method.formula,
-            "tier": method.tier,
-            "parameters": parameters,
-            "doc": method.doc,
-        }
-
     if as_json:
-        print_json(SCHEMA, methods=[entry(method) for method in methods])
+        print_json(SCHEMA, methods=[_entry(method) for method in methods])
     elif name:
-        method = methods[0]
-        click.echo(f"{method.signature}\n\n{method.doc}\n\nreproducible: {method.tier}")
+        click.echo("\n".join(_page(methods[0])))
     else:
         for method in methods:
             click.echo(f"{method.signature}\n    {method.formula}")
+
+
+def _entry(method: Method) -> dict[str, Any]:
+    return {
+        "name": method.name,
+        "signature": method.signature,
+        "formula": method.formula,
+        "tier": method.tier,
+        "parameters": [_parameter(p) for p in method.parameters],
+        "kernels": [{"name": k.name, "version": k.version, "access": k.access} for k in method.kernels],
+        "doc": method.doc,
+    }
+
+
+def _parameter(p: Parameter) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": p.name, "kind": p.kind, "required": p.required, "takes": _takes(p)}
+    if not p.required:
+        entry["default"] = p.shown
+    return entry
+
+
+def _takes(p: Parameter) -> str:
+    if p.kind == "choice":
+        return " or ".join(p.choices)
+    if p.kind == "Number":
+        return str(p.range) if p.range else "a number"
+    return _TAKES[p.kind]
+
+
+def _page(method: Method) -> Iterator[str]:
+    yield from (method.signature, "", method.doc, "")
+    yield from table((p.name, _takes(p), "" if p.required else f"{p.shown} unless given") for p in method.parameters)
+    yield ""
+    for kernel in method.kernels:
+        yield f"made of {kernel.name}, version {kernel.version}: {_ACCESS[kernel.access]}{_drawn(kernel)}"
+    if not method.kernels:
+        yield "a sum: fused with the sums around it"
+    yield f"reproducible: {method.tier}"
+
+
+def _drawn(kernel: Kernel) -> str:
+    return "; random, by the seed and the tensor's name" if kernel.random else ""

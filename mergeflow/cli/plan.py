@@ -12,17 +12,20 @@ import click
 
 from mergeflow.cli import options
 from mergeflow.cli.report import Screen
-from mergeflow.cli.text import listed, plural, print_json, table
+from mergeflow.cli.text import listed, plural, print_json, short_path, table
 from mergeflow.tensors import human_bytes
 
 if TYPE_CHECKING:
-    from mergeflow.plan.planner import Plan
+    from mergeflow.plan.plans import Plan
 
 SCHEMA = "mergeflow/plan/1"
 STEPS = 40  # shown without --all
 OUTPUTS = 20  # of one entry with sweeps
 FORMS = 4
 SWEPT = 8  # values of a sweep
+TOGETHER = 3  # other outputs of a pass
+KEPT = 3  # files of earlier builds
+HOW = ("computed", "cast", "copied", "kept", "zero", "set")
 BLOCK_LINE = 76  # characters of a line of blocks
 
 
@@ -72,15 +75,16 @@ def _lines(data: dict[str, Any], *, everything: bool) -> Iterator[str]:
     if data["unused_steps"]:
         yield f"  used by none of these outputs: {listed(data['unused_steps'])}"
     yield from ("", "outputs")
-    yield from _outputs(data["outputs"], None if everything else OUTPUTS)
+    yield from _outputs(data, None if everything else OUTPUTS)
     for note in data["notes"]:
         yield f"  note: {note}"
     building = [o for o in data["outputs"] if o["build"]]
     if not building:
         yield "\nthere is nothing to build"
     elif len(data["outputs"]) > 1:
-        read, wrote = (human_bytes(sum(o[key] for o in building)) for key in ("bytes_read", "bytes_written"))
-        yield f"\n{len(building):,} of {len(data['outputs']):,} to build: reads {read}, writes {wrote}"
+        read, wrote = sum(p["bytes_read"] for p in data["passes"]), sum(o["bytes_written"] for o in building)
+        sizes = f"reads {human_bytes(read)}{_kept_bytes(building)}, writes {human_bytes(wrote)}"
+        yield f"\n{len(building):,} of {len(data['outputs']):,} to build: {sizes}"
 
 
 def _sources(data: dict[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -136,16 +140,23 @@ def _steps(data: dict[str, Any]) -> Iterator[tuple[str, ...]]:
                 yield "", f"= … for {step['more']:,} more"
 
 
-def _outputs(outputs: Sequence[dict[str, Any]], most: int | None) -> Iterator[str]:
-    """Each output; of those of one entry with sweeps the first to be built in full, of the others what differs."""
+def _outputs(data: dict[str, Any], most: int | None) -> Iterator[str]:
+    """Each output; of those of one entry with sweeps the first to be built in full, of the others what differs. The
+    first of a pass says what it is made together with."""
     seen: Counter[str] = Counter()
     told: set[str] = set()  # of which templates
-    for output in outputs:
+    alone = {output["path"]: output["bytes_read"] for output in data["outputs"]}
+    shared = {made["outputs"][0]: made for made in data["passes"] if len(made["outputs"]) > 1}
+    for output in data["outputs"]:
         template = output["template"]
         seen[template] += 1
         if most is None or seen[template] <= most:
             yield from _output(output, brief=template in told)
             told |= {template} if output["build"] else set()
+            if made := shared.get(output["path"]):
+                first, *others = made["outputs"]
+                read, apart = human_bytes(made["bytes_read"]), human_bytes(sum(alone[o] for o in (first, *others)))
+                yield f"         in one pass with {listed(others, TOGETHER)}: reads {read} once, apart {apart}"
     for template, count in seen.items():
         if most is not None and count > most:
             yield f"  … and {count - most:,} more of {template} (--all shows them)"
@@ -169,16 +180,24 @@ def _output(output: dict[str, Any], *, brief: bool) -> Iterator[str]:
         yield f"         policy {output['policy']}: step by step, each operation rounded in its tensors' own dtype"
     if not brief:
         yield from _how(output)
+    elif output["kept"]:
+        yield f"         {_counted(output)}"
+    for file in output["kept"][:KEPT]:
+        kept = f"{plural(file['tensors'], 'tensor')} ({human_bytes(file['bytes'])})"
+        yield f"         keeps {kept} of {short_path(file['file'])}"
+    if output["begun"]:
+        yield f"         {plural(output['begun'], 'tensor')} begin from what the store has"
+    if len(output["kept"]) > KEPT:
+        yield f"         … and of {plural(len(output['kept']) - KEPT, 'more file')}"
     yield from (f"         note: {warning}" for warning in output["warnings"])
 
 
 def _how(output: dict[str, Any]) -> Iterator[str]:
     """What is the same for all outputs of a sweep, or nearly."""
-    counts = output["tensors"]
-    how = [f"{counts[word]:,} {word}" for word in ("computed", "cast", "copied", "zero") if counts.get(word)]
     kind = "a difference; " if output["kind"] == "delta" else ""
-    yield f"         {kind}{plural(sum(counts.values()), 'tensor')} as in {output['primary']}: {', '.join(how)}"
-    sizes = f"writes {human_bytes(output['bytes_written'])}, reads {human_bytes(output['bytes_read'])}"
+    yield f"         {kind}{_counted(output)}"
+    read = human_bytes(output["bytes_read"]) + _kept_bytes([output])
+    sizes = f"writes {human_bytes(output['bytes_written'])}, reads {read}"
     yield f"         {', '.join(output['dtypes'])}; {sizes}"
     place = output["placement"]
     tile = f"{place['strategy']}s of {place['tile'] // 1024:,} Ki elements"
@@ -186,3 +205,15 @@ def _how(output: dict[str, Any]) -> Iterator[str]:
         f"         on {place['device']}: {plural(place['workers'], 'worker')}, {tile}, "
         f"at most {human_bytes(place['peak'])} of memory"
     )
+
+
+def _counted(output: dict[str, Any]) -> str:
+    counts = output["tensors"]
+    how = [f"{counts[word]:,} {word}" for word in HOW if counts.get(word)]
+    return f"{plural(sum(counts.values()), 'tensor')} as in {output['primary']}: {', '.join(how)}"
+
+
+def _kept_bytes(outputs: Sequence[dict[str, Any]]) -> str:
+    """What is read of earlier builds beside the sources, where anything is."""
+    kept = sum(output["bytes_kept"] for output in outputs)
+    return f" of sources and {human_bytes(kept)} of earlier builds" if kept else ""

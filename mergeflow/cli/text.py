@@ -6,6 +6,7 @@ import json
 import os
 import unicodedata
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -47,6 +48,12 @@ def width(text: str) -> int:
     if text.isascii():
         return len(text)
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def short_path(path: str | Path) -> str:
+    """A file as somebody in the current folder would call it."""
+    here = Path.cwd().resolve()
+    return Path(path).relative_to(here).as_posix() if Path(path).is_relative_to(here) else str(path)
 
 
 def table(

@@ -1,22 +1,29 @@
-"""Taking tensors from files that earlier builds have left: what can still be read is copied, and hashed as it is."""
+"""Taking tensors from files that earlier builds have left: what can still be read of outputs is copied, and hashed as
+it is; what is read of the store's objects is hashed before it is used."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
+from mergeflow.digest import CHUNK, hash_bytes, payload_digest
 from mergeflow.errors import MergeflowError
+from mergeflow.events import PhaseEnded, PhaseStarted, Progressed, Reporter
 from mergeflow.formats.many import ReadFiles
 from mergeflow.formats.scan import Scan
-from mergeflow.plan.kept import KeptFile
-from mergeflow.plan.planner import OutputPlan
+from mergeflow.formats.workers import Queue, drain
+from mergeflow.plan.kept import Check, KeptFile
+from mergeflow.plan.plans import OutputPlan
+from mergeflow.store.objects import Store
 
 
-def open_kept(stack: ExitStack, files: Sequence[KeptFile], first: int) -> dict[int, ReadFiles]:
+def open_outputs(stack: ExitStack, files: Sequence[KeptFile], first: int) -> dict[int, ReadFiles]:
     """Those that are still what they were when the build was planned, by the numbers that works have for them."""
     opened = {}
     for number, kept in enumerate(files, first):
+        if kept.path is None:
+            continue
         try:
             file = ReadFiles([kept.path])
         except MergeflowError:
@@ -25,6 +32,59 @@ def open_kept(stack: ExitStack, files: Sequence[KeptFile], first: int) -> dict[i
         if file.opened == (kept.at,):
             opened[number] = file
     return opened
+
+
+def open_objects(
+    stack: ExitStack, store: Store, files: Sequence[KeptFile], first: int, checks: Mapping[int, Sequence[Check]],
+    workers: int, report: Reporter,
+) -> dict[int, ReadFiles]:  # fmt: skip
+    """The objects that can be read and whose tensors, as far as they are needed, are what they should be; one that is
+    not is dropped from the store."""
+    opened = {}
+    for number, kept in enumerate(files, first):
+        if not kept.object or (not kept.new and number not in checks):
+            continue
+        reader = store.open(kept.object)
+        if reader is None:
+            continue
+        reader.close()
+        try:
+            file = stack.enter_context(ReadFiles([reader.path]))
+            if _checked(file, checks.get(number, ()), workers, report):
+                opened[number] = file
+                continue
+        except MergeflowError:
+            pass  # cut short, which is damage like any other
+        store.reject(kept.object)
+    return opened
+
+
+def _checked(file: ReadFiles, checks: Sequence[Check], workers: int, report: Reporter) -> bool:
+    """Read and hash these tensors."""
+    if not checks:
+        return True
+    total = sum(check.nbytes for check in checks)
+    report(PhaseStarted("checking", "stored results", total))
+    damaged: list[Check] = []
+
+    def start() -> Callable[[Check], None]:
+        buffer = memoryview(bytearray(CHUNK))
+
+        def work(check: Check) -> None:
+            chunks = []
+            for at in range(0, check.nbytes, CHUNK):
+                view = buffer[: min(CHUNK, check.nbytes - at)]
+                file.read_into(view, check.offset + at)
+                chunks.append(hash_bytes(view))
+                report(Progressed(view.nbytes))
+            if payload_digest(b"".join(chunks)) != check.payload:
+                damaged.append(check)
+
+        return work
+
+    drain(Queue(checks), start, workers)
+    report(PhaseEnded("checking", "stored results"))
+    return not damaged
 
 
 def without(output: OutputPlan, there: Container[int], first: int) -> OutputPlan:
@@ -38,4 +98,5 @@ def damaged_names(output: OutputPlan, scan: Scan) -> list[str]:
     if not output.kept:
         return []
     numbers = {spec.name: i for i, spec in enumerate(output.layout.tensors)}
-    return [name for name, work in output.kept.items() if scan.payload(numbers[name]) != work.payload]
+    copied = [(name, work.payload) for name, work in output.kept.items() if work.payload]
+    return [name for name, payload in copied if scan.payload(numbers[name]) != payload]

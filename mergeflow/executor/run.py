@@ -1,67 +1,44 @@
 """The loop: units of outputs that share their sources, read, computed, hashed and written by several workers.
 
-Workers share a queue and nothing else. Memory is workers × buffers, whatever the model's size. Each output is
-published on its own, when all of it is written.
+Workers share a queue and nothing else. Memory is workers × buffers, whatever the model's size.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mergeflow.digest import printable
-from mergeflow.errors import IntegrityError, MergeflowError
-from mergeflow.events import PhaseEnded, PhaseStarted, Progressed, Reporter, Warned
+from mergeflow.errors import IntegrityError
+from mergeflow.events import Progressed, Reporter
 from mergeflow.executor.device import Bytes, Device, Room, Worker
-from mergeflow.executor.kept import damaged_names, open_kept, without
 from mergeflow.executor.nonfinite import make_canonical
 from mergeflow.executor.wide import run_wide
-from mergeflow.formats.files import Fingerprint, clear_dead_parts
+from mergeflow.formats.files import Fingerprint
 from mergeflow.formats.many import ReadFiles
 from mergeflow.formats.output import OutputFiles
-from mergeflow.formats.scan import Content, Scan
+from mergeflow.formats.scan import Scan
 from mergeflow.formats.workers import Queue, drain
 from mergeflow.plan.jobs import Job
-from mergeflow.plan.planner import OutputPlan, Plan
-from mergeflow.plan.program import CONSTANT, COPY, ZERO, Program
+from mergeflow.plan.plans import OutputPlan, Plan
+from mergeflow.plan.program import CONSTANT, COPY, ZERO, Program, TensorWork
+from mergeflow.plan.stored import ObjectPlan
 from mergeflow.plan.units import Part, Unit, largest_part, slot_sizes
+from mergeflow.store.objects import Writing
 
 if TYPE_CHECKING:
     from mergeflow.executor.stages import Stages
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A published output: its content and the fingerprints of its files after the rename. `lost`: results that are not
-    finite; `overflowed`: those of them that only the output's dtype could not hold."""
-
-    content: Content
-    at: tuple[Fingerprint, ...]
-    lost: int
-    overflowed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """One pass: what came of each output, in their order, and the bytes that were read of sources and of what earlier
-    builds have left."""
-
-    results: tuple[Written | MergeflowError, ...]
-    bytes_read: int
-    bytes_kept: int
-
-
 @dataclass(slots=True)
-class _Sink:
-    """An output on its way."""
+class Sink:
+    """An output or an object on its way: where its bytes go, and what is seen of them as they pass."""
 
-    output: OutputPlan
-    part: OutputFiles
+    part: OutputFiles | Writing
     scan: Scan
     lost: int = 0
     overflowed: int = 0
@@ -74,61 +51,14 @@ class _Sink:
             self.overflowed += max(0, lost - early)
 
 
-def write_outputs(
+def make(
     plan: Plan,
-    outputs: Sequence[OutputPlan],
-    device: Device,
-    report: Reporter,
-    expected: Mapping[int, tuple[Fingerprint, ...]],
-    check: Callable[[OutputPlan, str], None] = lambda output, digest: None,
-) -> Finished:
-    """Make outputs in one pass over their sources. `expected` is what each source's files looked like when it was
-    identified; `check` is given each result's digest before it is published, and may raise.
-
-    An output that cannot be published (a check, a full disk, `nonfinite: error`) is an error in the results; the
-    others are not touched by it.
-
-    Raises:
-        IntegrityError: a source is not the file that was planned with; no output is published.
-        ResourceError: disk or memory, before anything is made.
-    """
-    with ExitStack() as stack:
-        sinks = []
-        for output in outputs:
-            part = stack.enter_context(OutputFiles(output.target, output.layout))
-            sinks.append(_Sink(output, part, Scan(output.layout.tensors, samples=False)))
-        sources = _open_sources(stack, plan, outputs, expected)
-        with ExitStack() as kept_stack:  # closed before anything is published: it may take the place of these
-            kept = open_kept(kept_stack, plan.kept_files, plan.first_kept)
-            for folder in dict.fromkeys(output.target.parent for output in outputs):
-                clear_dead_parts(folder)
-            outputs = [without(output, kept, plan.first_kept) for output in outputs]
-            name = outputs[0].path if len(outputs) == 1 else f"{len(outputs)} outputs"
-            report(PhaseStarted("merging", name, sum(output.layout.file_size for output in outputs)))
-            _make(plan, outputs, None, device, report, {**sources, **kept}, sinks)
-            bytes_kept = sum(f.bytes_read for f in kept.values())
-        damaged = [damaged_names(output, sink.scan) for output, sink in zip(outputs, sinks, strict=True)]
-        if any(damaged):
-            count = sum(map(len, damaged))
-            what = "1 tensor of an earlier build is" if count == 1 else f"{count:,} tensors of earlier builds are"
-            report(Warned(f"{what} damaged: computed again"))
-            again = [replace(output, kept={}) for output in outputs]
-            _make(plan, again, damaged, device, report, sources, sinks)
-        for file in sources.values():
-            file.check_unchanged()
-        results = tuple(_publish(plan, sink, report, check) for sink in sinks)
-        report(PhaseEnded("merging", name))
-        return Finished(results, sum(f.bytes_read for f in sources.values()), bytes_kept)
-
-
-def _make(
-    plan: Plan,
-    outputs: Sequence[OutputPlan],
+    outputs: Sequence[OutputPlan | ObjectPlan],
     only: Sequence[Collection[str]] | None,
     device: Device,
     report: Reporter,
     files: Mapping[int, ReadFiles],
-    sinks: Sequence[_Sink],
+    sinks: Sequence[Sink],
 ) -> None:
     """Do all the work of these outputs, or of some of their tensors."""
     placement = outputs[0].placement
@@ -155,7 +85,7 @@ def _make(
 
 
 def run_unit(
-    unit: Unit, worker: Worker, programs: Sequence[Program], files: Mapping[int, ReadFiles], sinks: Sequence[_Sink]
+    unit: Unit, worker: Worker, programs: Sequence[Program], files: Mapping[int, ReadFiles], sinks: Sequence[Sink]
 ) -> None:
     """Read, then compute, hash and write each part: a plain function of a tuple of numbers, for whatever runs it."""
     if unit.parts[0].wide is not None:
@@ -180,7 +110,7 @@ def _stages(plan: Plan, keep: int) -> Stages:
     return Stages(plan.staged, keep)
 
 
-def run_job(job: Job, stages: Stages, files: Mapping[int, ReadFiles], sink: _Sink, report: Reporter) -> None:
+def run_job(job: Job, stages: Stages, files: Mapping[int, ReadFiles], sink: Sink, report: Reporter) -> None:
     """A tensor with kernels in its program, from its first pass to its last piece."""
     tensor = stages.run(job, files)
     for piece in tensor.pieces():
@@ -209,7 +139,7 @@ def _made(part: Part, worker: Worker, programs: Sequence[Program], elements: int
 
 
 def _wide_unit(
-    unit: Unit, worker: Worker, programs: Sequence[Program], files: Mapping[int, ReadFiles], sinks: Sequence[_Sink]
+    unit: Unit, worker: Worker, programs: Sequence[Program], files: Mapping[int, ReadFiles], sinks: Sequence[Sink]
 ) -> None:
     raw = {}
     for slot, source, offset, nbytes, _ in unit.reads:
@@ -218,7 +148,7 @@ def _wide_unit(
     for part in unit.parts:
         sink = sinks[part.output]
 
-        def settle(lost: int, program: Program, slots: tuple[int, ...], elements: int, sink: _Sink = sink) -> None:
+        def settle(lost: int, program: Program, slots: tuple[int, ...], elements: int, sink: Sink = sink) -> None:
             sink.count(lost, worker.lost_before_rounding(program, slots, elements))
 
         data = run_wide(part, worker, programs[part.program], raw, settle)
@@ -226,50 +156,19 @@ def _wide_unit(
         _write(data, part, sink)
 
 
-def _write(data: Bytes, part: Part, sink: _Sink) -> None:
+def _write(data: Bytes, part: Part, sink: Sink) -> None:
     sink.part.write(data.data, part.block.offset)
     sink.part.write_back(part.block.offset, part.block.nbytes)
 
 
-def _open_sources(
-    stack: ExitStack, plan: Plan, outputs: Sequence[OutputPlan], expected: Mapping[int, tuple[Fingerprint, ...]]
+def open_sources(
+    stack: ExitStack, plan: Plan, works: Iterable[TensorWork], expected: Mapping[int, tuple[Fingerprint, ...]]
 ) -> dict[int, ReadFiles]:
-    """All sources of these outputs, those too of which an earlier build has left all that is needed."""
+    """The sources that these works read."""
     files = {}
-    for i in sorted({source for output in outputs for w in output.works for source, _ in w.reads}):
+    for i in sorted({source for work in works for source, _ in work.reads if source < plan.first_kept}):
         file = stack.enter_context(ReadFiles(plan.facts[i].files))
         if file.opened != expected[i]:
             raise IntegrityError(f"{plan.facts[i].name}: its file changed after it was hashed", hint="build again")
         files[i] = file
     return files
-
-
-def _publish(
-    plan: Plan, sink: _Sink, report: Reporter, check: Callable[[OutputPlan, str], None]
-) -> Written | MergeflowError:
-    """What is around the tensors, which needs the digest of what was written, and the final names."""
-    try:
-        _judge(plan, sink, report)
-        content = sink.scan.finish()
-        digest = printable(content.model)
-        sink.part.finish(content.digests)
-        check(sink.output, digest)
-        return Written(content, sink.part.commit(), sink.lost, sink.overflowed)
-    except MergeflowError as error:
-        sink.part.discard()
-        return error
-
-
-def _judge(plan: Plan, sink: _Sink, report: Reporter) -> None:
-    """What to say, or do, about results that are not finite."""
-    policy = plan.bound.recipe.options.nonfinite
-    if not sink.lost or policy == "allow":
-        return
-    message = f"{sink.output.path}: {sink.lost:,} values are NaN or infinite"
-    if sink.overflowed:
-        message += f"; {sink.overflowed:,} of them are too large for the output's dtype"
-    if policy == "error":
-        raise MergeflowError(
-            message, hint="a wider dtype may hold them; options: { nonfinite: warn } writes them all the same"
-        )
-    report(Warned(message))

@@ -1,8 +1,8 @@
 """Programs with kernels, one tensor at a time: first what its kernels have to know of whole operands, then the result.
 
-Values are made a tile at a time from the inputs' bytes, as often as they are gone through; operands of measuring kernels
-are kept in memory where the budget allows, and are then computed once. Nothing of that shows in the bytes: kernels
-measure tiles of a fixed length, and everything else is done element by element.
+Values are made a tile at a time from the inputs' bytes, as often as they are gone through; operands of kernels that
+measure are kept in memory where the budget allows, and are then computed once. Nothing of that shows in the bytes:
+kernels measure tiles of a fixed length, and everything else is done element by element.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Tensor:
             ready = [o for o in wanted if o not in self._kept and self._computable(o)]
             keep -= self._keep_whole(ready, keep)
             wanted = [o for o in wanted if o not in ready]
-            self._found[index] = measure(self._given(op), _Passes(self, op.operands, self.elements))
+            self._found[index] = measure(self._given(op), _Passes(self, op))
 
     def _computable(self, operand: int) -> bool:
         """Whether all kernels below an operand have been measured."""
@@ -143,7 +143,7 @@ class Tensor:
         if not chosen:
             return 0
         whole = {o: self._buffers.whole(o, self._dtype(o), self.elements) for o in chosen}
-        for _ in self.tiles(chosen, 0, self.elements, into=whole):
+        for _ in self.tiles(chosen, 0, self.elements, None, into=whole):
             pass
         self._kept.update(whole)
         return taken
@@ -153,19 +153,19 @@ class Tensor:
         op, last = self.program.ops[-1], self._inputs + len(self.program.ops) - 1
         result = torch.from_numpy(out[: n * op.to.size]).view(TORCH[op.to])
         if isinstance(op, Call):
-            for at, (value,) in self.tiles([last], begin, n):
+            for at, (value,) in self.tiles([last], begin, n, None):
                 result[at - begin : at - begin + value.numel()] = value
             return
         cast = store(op.compute, op.to)
-        for at, values in self.tiles(list(op.operands), begin, n, raw=True):
+        for at, values in self.tiles(op.operands, begin, n, None):
             total = self._sum(op, values, values[0].numel() if values else GRID)
             cast(result[at - begin : at - begin + total.numel()], total)
 
     def _lost(self, begin: int, n: int) -> int:
         op, last = self.program.ops[-1], self._inputs + len(self.program.ops) - 1
         lost = 0
-        operands = [last] if isinstance(op, Call) else list(op.operands)
-        for _, values in self.tiles(operands, begin, n, raw=True):
+        operands = (last,) if isinstance(op, Call) else op.operands
+        for _, values in self.tiles(operands, begin, n, None):
             total = values[0] if isinstance(op, Call) else self._sum(op, values, values[0].numel())
             lost += int(np.count_nonzero(~np.isfinite(total.numpy())))
         return lost
@@ -173,17 +173,15 @@ class Tensor:
     # -- values, a tile at a time ----------------------------------------------------------------------------------
 
     def tiles(
-        self, operands: Sequence[int], begin: int, n: int, every: int = 1, *, raw: bool = False,
+        self, operands: Sequence[int], begin: int, n: int, compute: DType | None, every: int = 1,
         into: Mapping[int, torch.Tensor] | None = None,
     ) -> Iterator[tuple[int, list[torch.Tensor]]]:  # fmt: skip
-        """(first element, the operands' values there), tile by tile; of every so-manieth tile only, if asked.
-        Operands that are inputs come in the compute dtype, or, if `raw`, as they are. Values that `into` has whole
-        tensors for are put there."""
+        """(first element, the operands' values there), tile by tile; of every so-manieth tile only, if asked. Values
+        are cast to `compute`, or come as they are. Values that `into` has whole tensors for are put there."""
         order = self._needed(operands)
         slots = sorted({o for i in order for o in self.program.ops[i].operands if o < self._inputs}
                        | {o for o in operands if o < self._inputs})  # fmt: skip
         span = GRID if every > 1 else max(GRID, PIECE // max([self.program.inputs[s].size for s in slots], default=1))
-        compute = next(op.to for op in self.program.ops if isinstance(op, Call))
         for start in range(begin, begin + n, span * every):
             length = min(span, begin + n - start)
             loaded = {slot: self._load(slot, start, length) for slot in slots}
@@ -194,10 +192,10 @@ class Tensor:
                 for operand, whole in self._kept.items():
                     values[operand] = whole[at : at + count]
                 self._compute(order, values, at, count, into or {})
-                yield (
-                    at,
-                    [values[o] if raw or o >= self._inputs else self._cast(values[o], o, compute) for o in operands],
-                )
+                found = [values[o] for o in operands]
+                if compute is not None:
+                    found = [self._cast(x, o, compute) for x, o in zip(found, operands, strict=True)]
+                yield at, found
 
     def _needed(self, operands: Sequence[int]) -> list[int]:
         """The operations that operands come from, in order, without those whose results are kept."""
@@ -235,7 +233,7 @@ class Tensor:
                 if op.to is not op.compute:
                     store(op.compute, op.to)(out, total)
             else:
-                inputs = [values[o] if o >= self._inputs else self._cast(values[o], o, op.to) for o in op.operands]
+                inputs = [self._cast(values[o], o, op.to) for o in op.operands]
                 formula(op.kernel).apply(self._given(op), self._found.get(index), inputs, at, out)
             values[self._inputs + index] = out
 
@@ -262,10 +260,10 @@ class Tensor:
             total.div_(torch.tensor(float(op.divisor), dtype=compute))
         return total
 
-    def _cast(self, x: torch.Tensor, slot: int, compute: DType) -> torch.Tensor:
+    def _cast(self, x: torch.Tensor, operand: int, compute: DType) -> torch.Tensor:
         if x.dtype is TORCH[compute]:
             return x
-        return _widen(self._buffers.tile(("cast", slot), compute, x.numel()), x)
+        return _widen(self._buffers.tile(("cast", operand), compute, x.numel()), x)
 
     def _used_in(self, slot: int) -> DType:
         return next(_compute_of(op) for op in self.program.ops if slot in op.operands)
@@ -282,11 +280,11 @@ class Tensor:
 class _Passes:
     """A kernel's operands, for measuring: from the beginning, GRID elements at a time."""
 
-    def __init__(self, tensor: Tensor, operands: Sequence[int], elements: int) -> None:
-        self._tensor, self._operands, self.elements = tensor, operands, elements
+    def __init__(self, tensor: Tensor, call: Call) -> None:
+        self._tensor, self._call, self.elements = tensor, call, tensor.elements
 
     def tiles(self, every: int = 1) -> Iterator[Sequence[torch.Tensor]]:
-        for _, values in self._tensor.tiles(self._operands, 0, self.elements, every):
+        for _, values in self._tensor.tiles(self._call.operands, 0, self.elements, self._call.to, every):
             yield values
 
 

@@ -208,11 +208,15 @@ class PartFile:
             raise explain_os_error(error, "making its folder", final) from error
         self.path = final.parent / _part_name(final.name)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        self._io: _Positioned | None = None
         try:
             fd = os.open(self.path, flags, 0o666)
+            self._io = _Positioned(fd, self.path, "r+b")
         except OSError as error:
             raise explain_os_error(error, "creating a file beside it", final) from error
-        self._io: _Positioned | None = _Positioned(fd, self.path, "r+b")
+        except BaseException:  # interrupted in the moment that it was made
+            self._unlink()
+            raise
         try:
             _preallocate(fd, size)
         except OSError as error:
@@ -298,6 +302,9 @@ class PartFile:
         if self._io is None:
             return
         self._close()
+        self._unlink()
+
+    def _unlink(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()
 

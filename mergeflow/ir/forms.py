@@ -264,7 +264,7 @@ class Analysis:
         stack = [root]
         while stack:
             node = stack[-1]
-            shares, opaque = self._down(node)
+            shares, opaque = self._down(node, below=node is root)
             waiting = [of for leaf in opaque for of in self._taken(leaf) if id(of) not in finished]
             if waiting:
                 stack += waiting
@@ -300,8 +300,9 @@ class Analysis:
         weights = tuple(self._number(w) for w, here in zip(node.weights, present, strict=False) if here)
         return Applied(kernel, operands, arguments, weights, node.options)
 
-    def _down(self, root: Node) -> tuple[dict[int, Fraction], dict[Round | Apply, Fraction]]:
-        """The shares of sources, rounding points and applied kernels in `root`; does not look below those."""
+    def _down(self, root: Node, *, below: bool) -> tuple[dict[int, Fraction], dict[Round | Apply, Fraction]]:
+        """The shares of sources, rounding points and applied kernels in `root`; does not look below those, unless
+        `root` itself is a rounding point and what is `below` it is asked for."""
         arriving: dict[int, list[Fraction]] = {id(root): [ONE]}
         shares: dict[int, list[Fraction]] = {}
         opaque: dict[Round | Apply, Fraction] = {}
@@ -317,7 +318,7 @@ class Analysis:
             elif isinstance(node, Apply) and not state.used:
                 if state.present:
                     opaque[node] = share
-            elif isinstance(node, Round) and node is not root:
+            elif isinstance(node, Round) and not (below and node is root):
                 opaque[node] = share
             else:
                 for factor, child in state.used:

@@ -24,7 +24,7 @@ def ties(
     """base + scale·sum_sign([ties_trim(x1 − base, density), …])
 
     Trim, elect sign and merge: Yadav et al. 2023, "TIES-Merging", arXiv:2306.01708. `density` is the share of values
-    kept (the paper's top-k %, 20 by default), `scale` its λ. Weights are written `x @ w`; they take part in the election
+    kept (the paper's top-k %, which is 20), `scale` its λ. Weights are written `x @ w`; they take part in the election
     and in the mean. The parts say what they do: `ties_trim`, `sum_sign`.
 
     As mergekit's `ties` (normalize=true there, too; its density is 1 unless given) but for values that are as large as
@@ -47,8 +47,8 @@ def dare(
     """base + scale·(w1·dare_drop(x1 − base, density) + w2·dare_drop(x2 − base, density) + …)
 
     Drop and rescale, then task arithmetic: Yu et al. 2023, "Language Models are Super Mario", arXiv:2311.03099.
-    `density` is the share of values kept, 1 − p in the paper. The models' masks are independent: the first has stream 0,
-    the second 1, and so on. `dare_drop` says what a mask depends on, and what `rescale` does.
+    `density` is the share of values kept, 1 − p in the paper. The models' masks are independent: the first has stream
+    0, the second 1, and so on. `dare_drop` says what a mask depends on, and what `rescale` does.
 
     mergekit's `dare_linear` is rescale=l1; its masks follow from the order in which it works and cannot be had again.
     """

@@ -43,6 +43,7 @@ def _elect(given: Given, found: None, tiles: Sequence[torch.Tensor], begin: int,
 
 SIGN = kernel(
     "sum_sign",
+    cost=4.0,
     version=1,
     operands=("delta",),
     many=True,
@@ -61,8 +62,8 @@ def sum_sign(deltas: Deltas, elect: Literal["sum", "count"] = "sum", normalize: 
     `x @ w`, 1 where none is given: Σ wᵢδᵢ / Σ |wᵢ| over the wᵢδᵢ that agree (and are not 0); with normalize=false the
     sum alone. Where Σ wᵢδᵢ is 0, no sign is elected, and the result is 0.
 
-    elect=sum: the sign of the sum, as in the paper (mergekit's default; sd-mecha's vote_sgn=True). elect=count: the sign
-    that more of the deltas have (mergekit's `count`; what sd-mecha does unless told otherwise).
+    elect=sum: the sign of the sum, as in the paper (mergekit's default; sd-mecha's vote_sgn=True). elect=count: the
+    sign that more of the deltas have (mergekit's `count`; what sd-mecha does unless told otherwise).
     """
     return elected(deltas, elect, normalize)
 

@@ -113,6 +113,7 @@ def kernel(
     zeros: bool = False,
     same: bool = False,
     tier: Tier = "exact",
+    cost: float = 1.0,
 ) -> Formula:
     """Declare a kernel. `version` is raised when the same operands would give other bytes; what the other arguments
     say is told in `mergeflow.ir.kernels.Kernel`.
@@ -128,7 +129,7 @@ def kernel(
         )
     access: Access = "elementwise" if measure is None else "two_phase"
     declared = Kernel(
-        name, version, access, operands, many, result, ranges or {}, symmetric, random, zeros, same, tier, origin
+        name, version, access, operands, many, result, ranges or {}, symmetric, random, zeros, same, tier, origin, cost
     )
     _formulas[name] = Formula(declared, apply, measure)
     return _formulas[name]
@@ -142,10 +143,11 @@ def formula(name: str) -> Formula:
 def _origin(*functions: Callable[..., Any] | None) -> str:
     """What stands for the code of a kernel that does not come with mergeflow: the digest of its module's source."""
     function = next(f for f in functions if f is not None)
-    if function.__module__.startswith("mergeflow."):
+    module = str(function.__module__)
+    if module.startswith("mergeflow."):
         return ""
     try:
-        source = inspect.getsource(sys.modules[function.__module__])
+        source = inspect.getsource(sys.modules[module])
     except (OSError, TypeError, KeyError):  # typed in by hand, or without its source: the compiled code has to do
         source = "".join(f.__code__.co_code.hex() + repr(f.__code__.co_consts) for f in functions if f is not None)
     return hashlib.sha256(source.encode()).hexdigest()

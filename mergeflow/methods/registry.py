@@ -29,7 +29,7 @@ from typing import Annotated, Any, Literal, TypeVar, overload
 from mergeflow.errors import MergeflowError, Place, UnknownName
 from mergeflow.ir.kernels import Kernel, Range, Tier
 from mergeflow.ir.nodes import Scaled
-from mergeflow.ir.numbers import Number
+from mergeflow.ir.numbers import Number, decimal
 from mergeflow.methods.kernels import Formula
 
 Kind = Literal["Model", "Delta", "Models", "Deltas", "Number", "bool", "choice"]
@@ -67,6 +67,13 @@ class Parameter:
     choices: tuple[str, ...] = ()
     range: Range | None = None
 
+    @property
+    def shown(self) -> str:
+        """The default, as it would be written."""
+        if isinstance(self.default, Fraction):
+            return decimal(self.default)
+        return {None: "…", True: "true", False: "false"}.get(self.default, str(self.default))
+
 
 @dataclass(frozen=True, slots=True)
 class Method:
@@ -87,7 +94,7 @@ class Method:
 
     @property
     def signature(self) -> str:
-        shown = [p.name if p.required else f"{p.name}={_show(p)}" for p in self.parameters]
+        shown = [p.name if p.required else f"{p.name}={p.shown}" for p in self.parameters]
         return f"{self.name}({', '.join(shown)})"
 
 
@@ -169,12 +176,3 @@ def find(name: str, place: Place | None = None) -> Method:
             return _registered[name]
         raise MergeflowError(f"the plugin {plugins[name].value} does not declare a method called {name}")
     raise UnknownName("method", name, [*known, *plugins], place=place, hint="`mergeflow methods` lists them")
-
-
-def _show(parameter: Parameter) -> str:
-    value = parameter.default
-    if isinstance(value, Fraction):
-        from mergeflow.ir.numbers import decimal
-
-        return decimal(value)
-    return {None: "…", True: "true", False: "false"}.get(value, str(value))

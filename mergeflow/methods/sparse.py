@@ -49,6 +49,7 @@ def _keep(given: Given, found: float | None, tiles: Sequence[torch.Tensor], begi
 
 TRIM = kernel(
     "ties_trim",
+    cost=8.0,
     version=1,
     operands=("delta",),
     result="delta",
@@ -63,9 +64,9 @@ TRIM = kernel(
 def ties_trim(delta: Delta, density: Share) -> Delta:
     """delta where |delta| is among the `density` share of largest ones of its tensor, else 0
 
-    The trimming of TIES: Yadav et al. 2023, arXiv:2306.01708, section 4. Of a tensor of n values the max(1, ⌊density·n⌋)
-    of largest magnitude are kept, none when the density is 0. All values as large as the last of them are kept too, so
-    that nothing depends on an order among equals. NaN counts as larger than any number.
+    The trimming of TIES: Yadav et al. 2023, arXiv:2306.01708, section 4. Of a tensor of n values those
+    max(1, ⌊density·n⌋) of largest magnitude are kept, none when the density is 0. All values as large as the last of
+    them are kept too, so that nothing depends on an order among equals. NaN counts as larger than any number.
 
     The paper ranks all values of a model together; this, as other merge tools do, those of each tensor. mergekit keeps
     one of several equal values, by the order its sort happens to give.
@@ -107,6 +108,7 @@ def _drop(given: Given, found: None, tiles: Sequence[torch.Tensor], begin: int, 
 
 DROP = kernel(
     "dare_drop",
+    cost=4.0,
     version=1,
     operands=("delta",),
     result="delta",
@@ -170,10 +172,10 @@ def dare_drop(
 ) -> Delta:
     """delta·m / density, with m = 1 for a random `density` share of the values and 0 for the others
 
-    Drop and rescale: Yu et al. 2023, "Language Models are Super Mario", arXiv:2311.03099, section 3.2, where 1 − density
-    is the drop rate p. Whether a value is kept depends on the seed (the recipe's `options: { seed: … }` when none is
-    given), the stream, the tensor's name and the position in the tensor, and on nothing else; give differences that are
-    to be thinned out independently streams of their own.
+    Drop and rescale: Yu et al. 2023, "Language Models are Super Mario", arXiv:2311.03099, section 3.2, where the drop
+    rate p is 1 − density. Whether a value is kept depends on the seed (the recipe's `options: { seed: … }` when none is
+    given), the stream, the tensor's name and the position in the tensor, and on nothing else; differences that are to
+    be thinned out independently are given streams of their own.
 
     rescale=expected divides by the density, as the paper does; rescale=l1 multiplies each tensor so that its L1 norm is
     what it was (mergekit); rescale=none does neither.

@@ -59,6 +59,7 @@ def _mix(given: Given, found: Shares, tiles: Sequence[torch.Tensor], begin: int,
 
 SLERP = kernel(
     "slerp",
+    cost=2.0,
     version=1,
     operands=("model", "model"),
     result="model",
@@ -73,11 +74,11 @@ SLERP = kernel(
 def slerp(a: Model, b: Model, t: Number, norm: Literal["own", "lerp"] = "own", lerp_above: Share = ONE) -> Model:
     """(sin((1 − t)Ω)·a + sin(tΩ)·b) / sin Ω, with Ω the angle between a and b, tensor by tensor
 
-    Shoemake 1985, "Animating rotation with quaternion curves". t is the share of b. Where there is no angle (a tensor of
-    zeros, equal or opposite directions) the result is a·(1 − t) + b·t.
+    Shoemake 1985, "Animating rotation with quaternion curves". t is the share of b. Where there is no angle (a tensor
+    of zeros, equal or opposite directions) the result is a·(1 − t) + b·t.
 
-    norm=own takes the tensors as they are (mergekit); norm=lerp takes their directions, and the length (1 − t)‖a‖ + t‖b‖
-    (sd-mecha). lerp_above=0.9995 is linear, too, where |cos Ω| is above that, which it is for most pairs of fine-tunes
+    norm=own takes the tensors as they are (mergekit); norm=lerp takes their directions, and the length
+    (1 − t)‖a‖ + t‖b‖ (sd-mecha). lerp_above=0.9995 is linear, too, where |cos Ω| is above that, which it is for most pairs of fine-tunes
     (mergekit).
     """
     return SLERP(a, b, t=t, norm=norm, lerp_above=lerp_above)

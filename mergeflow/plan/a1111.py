@@ -22,7 +22,7 @@ from mergeflow.digest import NUMERICS, action_key
 from mergeflow.errors import Place, RecipeError
 from mergeflow.ir.nodes import Apply, Load, Named, Node, Round, Sum, topological
 from mergeflow.ir.numbers import ONE, Varying, decimal
-from mergeflow.plan.lower import copy_preimage, is_wide, reachable
+from mergeflow.plan.lower import copy_preimage, is_wide, needed, reachable
 from mergeflow.plan.program import COPY, Op, Program, Staged, TensorWork, Wide, rounded_share
 from mergeflow.plan.resolve import Facts, Resolved
 from mergeflow.recipe import Output
@@ -234,7 +234,7 @@ class A1111Lowering:
             text = copy_preimage(source.digests[name])
             read = (result.operand, source.tensors[name].start)
             return TensorWork(name, result.dtype, result.shape, action_key(text), COPY, (read,)), text
-        ops, inputs = reachable(walk.ops, ~result.operand)
+        ops, inputs = reachable(walk.ops, needed(walk.ops, ~result.operand))
         dtypes = tuple(self._facts[s].tensors[name].dtype for s in inputs)
         digests = [self._facts[s].digests[name].hex() for s in inputs]
         reads = tuple((s, self._facts[s].tensors[name].start) for s in inputs)

@@ -96,3 +96,12 @@ class Bound:
     points: dict[str, SweepPoint] = field(default_factory=dict)  # of every output
     claims: list[Claim] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)  # every recipe file that was read
+
+    def kept_steps(self) -> list[tuple[str, Node]]:
+        """The steps with `keep: true`, for every choice among sweeps."""
+        found: list[tuple[str, Node]] = []
+        for name, step in self.recipe.steps.items():
+            if step.keep:
+                variants = [(f"{name}, {v.where}" if v.where else name, v.node) for v in self.variants.get(name, ())]
+                found += variants or [(name, self.steps[name])]
+        return found

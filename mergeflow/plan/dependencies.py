@@ -15,7 +15,7 @@ from mergeflow.plan.bound import Bound, Variant
 from mergeflow.plan.resolve import Facts
 
 if TYPE_CHECKING:
-    from mergeflow.plan.planner import OutputPlan
+    from mergeflow.plan.plans import OutputPlan
 
 
 def variants(bound: Bound, outputs: Iterable[str]) -> dict[str, list[Variant]]:

@@ -93,6 +93,8 @@ def _look_up(expression: Expression, instr: Instr, scope: Mapping[str, Value]) -
         return found
     if name in _WORDS:
         return _WORDS[name]
+    if _unquoted(expression.text, instr.offset, scope):
+        raise _unknown(expression, instr, name, scope)
     return Word(name, lambda: _unknown(expression, instr, name, scope))
 
 

@@ -36,6 +36,7 @@ class Snapshot:
     metadata_for: Sequence[str] = ()
     kernels: Mapping[str, str] = field(default_factory=dict)  # what is no sum: name and version
     seed: str = ""  # where it matters
+    arguments: Mapping[str, str] = field(default_factory=dict)  # of kernels: ties_trim.density, "0.2"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -44,12 +45,14 @@ class Snapshot:
 @dataclass(frozen=True, slots=True)
 class Found:
     """The state of an output's file. `intact`: its content is what some build of ours wrote. `key`: of that build,
-    where it is known; `snapshot`: what that build was made from."""
+    where it is known; `snapshot`: what that build was made from; `changed`: the tensors that it does not hold as they
+    would be built now, where that is known."""
 
     exists: bool = False
     intact: bool = False
     key: str | None = None
     snapshot: Mapping[str, Any] | None = None
+    changed: Sequence[str] | None = None
 
 
 def snapshot(bound: Bound, path: str, resolved: Resolved, facts: Facts) -> Snapshot:
@@ -75,6 +78,7 @@ def snapshot(bound: Bound, path: str, resolved: Resolved, facts: Facts) -> Snaps
         sorted(output.metadata_for),
         {leaf.kernel.name: _version(leaf.kernel) for form in resolved.forms for leaf in kernels_in(form)},
         _seed(bound, resolved),
+        _arguments(resolved),
     )
 
 
@@ -87,6 +91,18 @@ def _seed(bound: Bound, resolved: Resolved) -> str:
     leaves = (leaf for form in resolved.forms for leaf in kernels_in(form))
     drawn = any(leaf.kernel.random and "seed" not in dict(leaf.arguments) for leaf in leaves)
     return str(bound.recipe.options.seed) if drawn else ""
+
+
+def _arguments(resolved: Resolved) -> dict[str, str]:
+    """What kernels are applied with, by kernel and name; a list where it is not the same everywhere."""
+    found: dict[str, dict[str, None]] = {}
+    for leaf in (leaf for form in resolved.forms for leaf in kernels_in(form)):
+        given = [*((name, decimal(value)) for name, value in leaf.arguments), *leaf.options]
+        weights = [("weights", " ".join(map(decimal, leaf.weights)))] if leaf.weights else []
+        for name, value in (*given, *weights):
+            text = str(value).lower() if isinstance(value, bool) else value
+            found.setdefault(f"{leaf.kernel.name}.{name}", {})[text] = None
+    return {name: ", ".join(sorted(values)) for name, values in sorted(found.items())}
 
 
 def _profile(table: Table) -> dict[str, dict[str, str]]:
@@ -127,14 +143,15 @@ def reason(wanted_key: str, found: Found, now: Snapshot) -> tuple[bool, str]:
         return True, "it was changed since it was built"
     if found.snapshot is None:
         return True, "it was built from something else"
-    changes = differences(found.snapshot, now.to_json())
+    changes = differences(found.snapshot, now.to_json(), found.changed)
     return True, "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more changes" if len(changes) > 4 else "")
 
 
-def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+def differences(before: Mapping[str, Any], after: Mapping[str, Any], tensors: Sequence[str] | None = None) -> list[str]:
     """What changed between two builds, the causes first. Names are compared by what they stand for: a source that was
-    only renamed is no change."""
-    lines = []
+    only renamed is no change. `tensors` are those that differ, where that is known: where one source is all that
+    changed, it is in these."""
+    lines: list[str] = []
     of_profiles = before.get("profiles", {}).keys() | after["profiles"].keys()
     old, new = before.get("params", {}), after["params"]
     for name in sorted(old.keys() | new.keys() | of_profiles):
@@ -145,10 +162,11 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
         was, is_now = old.get(name, "not there"), new.get(name, "not there")
         if was != is_now:
             lines.append(f"{name} changed: {_short(was)} → {_short(is_now)}")
+    others: list[str] = []
     old, new = before.get("sources", {}), after["sources"]
     if sorted(old.values()) != sorted(new.values()):
-        both = [name for name in sorted(old.keys() & new.keys()) if old[name] != new[name]]
-        lines += [f"{name} is another file: {old[name][:11]}… → {new[name][:11]}…" for name in both]
+        others = [name for name in sorted(old.keys() & new.keys()) if old[name] != new[name]]
+        lines += [f"{name} is another file: {old[name][:11]}… → {new[name][:11]}…" for name in others]
         lines += [f"{name} is new" for name in sorted(new.keys() - old.keys()) if new[name] not in old.values()]
         lines += [
             f"{name} is no longer used" for name in sorted(old.keys() - new.keys()) if old[name] not in new.values()
@@ -168,9 +186,26 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     told = [sorted(s.get("metadata_for", ())) for s in (before, after)]
     if before.get("metadata") != after["metadata"] or told[0] != told[1]:
         lines.append("its metadata changed")
-    if not lines and before.get("form") != after["form"]:
+    same_form = before.get("form") == after["form"]
+    if not lines:
+        lines += _argument_differences(before.get("arguments", {}), after["arguments"])
+    if not (lines or same_form):
         lines.append(f"the expression changed: {before.get('form')} → {after['form']}")
+    if tensors is not None and same_form and len(others) == len(lines) == 1:
+        lines[0] += f", which differs in {_tensors(tensors)}"
     return lines or ["something that decides its bytes changed"]
+
+
+def _argument_differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """Of kernels that were there before and are now."""
+    changed = [name for name in new if old.get(name, new[name]) != new[name]]
+    return [f"{name} changed: {_short(old[name])} → {_short(new[name])}" for name in changed]
+
+
+def _tensors(names: Sequence[str]) -> str:
+    if not names:
+        return "nothing that is used here"
+    return names[0] if len(names) == 1 else f"{len(names):,} tensors, such as {names[0]}"
 
 
 def _flat(snapshot: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -1,6 +1,7 @@
 """Tensors that are there already: an earlier build made the same, by key, in a file that still lies where it was.
 
-They are copied instead of computed, and hashed as they are copied: what a file was said to hold decides what is tried,
+Those of outputs are copied instead of computed, and hashed as they are copied. Those of the store's objects, in the
+compute dtype, are what programs begin from; they are hashed before. What a file was said to hold decides what is tried,
 never what is written.
 """
 
@@ -17,14 +18,26 @@ from mergeflow.plan.program import COPY, TensorWork
 
 @dataclass(frozen=True, slots=True)
 class KeptFile:
-    """A file with tensors to take. `at` is what it looked like when its content was recorded."""
+    """A file with tensors to take: an output (`at` is what it looked like when its content was recorded) or an object
+    of the store by its id; a `new` one is made by this very build."""
 
-    path: Path
-    at: Fingerprint
+    path: Path | None = None
+    at: Fingerprint | None = None
+    object: str = ""
+    new: bool = False
+
+
+class Check(NamedTuple):
+    """A tensor of an object: its bytes must have this digest before they are used."""
+
+    key: str
+    offset: int
+    nbytes: int
+    payload: bytes
 
 
 class Kept(NamedTuple):
-    """One tensor in such a file: where its bytes begin, and the digest they must have."""
+    """One tensor in an output: where its bytes begin, and the digest they must have."""
 
     file: KeptFile
     offset: int
@@ -33,15 +46,14 @@ class Kept(NamedTuple):
 
 @dataclass(slots=True)
 class Keeping:
-    """The files that tensors are taken from, numbered after the sources."""
+    """The files that tensors are taken from, numbered after the sources, and what has to be checked of each."""
 
     first: int
-    files: list[KeptFile] = field(default_factory=list)
+    files: dict[KeptFile, int] = field(default_factory=dict)
+    checks: dict[int, list[Check]] = field(default_factory=dict)
 
     def number(self, file: KeptFile) -> int:
-        if file not in self.files:
-            self.files.append(file)
-        return self.first + self.files.index(file)
+        return self.files.setdefault(file, self.first + len(self.files))
 
 
 def wanted(works: Sequence[TensorWork]) -> set[str]:

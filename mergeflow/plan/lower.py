@@ -1,9 +1,10 @@
 """From normal forms to programs and keys, tensor by tensor.
 
 A tensor's key is the hash of a text: numerics version, dtypes, and for each term its integer and the digest of the
-tensor (or the key of the rounding point, or of the kernel's result) it multiplies. An applied kernel's text names the kernel with its version and
-arguments, and its operands in the same way. Equal terms are combined here, where digests are known: where
-two files hold the same VAE, `a + (b - c) * 0.3` is a copy.
+tensor (or the key of the rounding point, or of the kernel's result) it multiplies. The text of an applied kernel names
+the kernel, its version and arguments, and its operands in the same way; it holds the seed and the tensor's name where
+the kernel is random. Equal terms are combined here, where digests are known: where two files hold the same VAE,
+`a + (b - c) * 0.3` is a copy.
 
 Terms are taken in the order of their integers, largest first, then of their digests: a sum that is not exact depends
 on the order, so the order must come from content alone. Integers first, because they are the same for all tensors:
@@ -44,8 +45,9 @@ class _Value(NamedTuple):
 class Lowering:
     """Lowers the tensors of outputs that share sources and programs. `programs` and `staged` grow as it goes."""
 
-    def __init__(self, facts: Facts, compute: DType | None, seed: int = 0) -> None:
-        self._facts, self._compute, self._seed = facts, compute, seed
+    def __init__(self, facts: Facts, compute: DType | None, seed: int = 0, *, keeping: bool = False) -> None:
+        """`keeping`: whether sums may be in the store, so that works have to tell the keys of theirs."""
+        self._facts, self._compute, self._seed, self._keeping = facts, compute, seed, keeping
         self.programs: list[Program] = []
         self.staged: list[Staged] = []
         self._numbers: dict[Program, int] = {}
@@ -114,8 +116,9 @@ class Lowering:
             number = self._patterns[pattern] = self._number(Program(dtypes, (op,)))
         lines = "".join([f"{integers[i]} * b3:{digests[i].hex()}\n" for i in order])
         key = action_key(f"{_head(compute, target)}{lines}/ {divisor}\n")
+        values = (action_key(f"{_head(compute, compute)}{lines}/ {divisor}\n"),) if self._keeping else ()
         reads = tuple((sources[i], specs[i].start) for i in order)
-        return TensorWork(name, target, shape, key, number, reads)
+        return TensorWork(name, target, shape, key, number, reads, values=values)
 
     def _number(self, program: Program) -> int:
         number = self._numbers.get(program)
@@ -156,13 +159,16 @@ class Lowering:
             ops.append(make_op([(1, last)], 1, self._compute or target.compute, target))
             result = _Value(f"{_head(target, target)}1 * {result.identity}\n/ 1\n", last, target)
             last = ~(len(ops) - 1)
-        ops, inputs = reachable(ops, ~last)
+        ops, inputs = reachable(ops, kept := needed(ops, ~last))
         self._check_operands(spec, primary, inputs, architecture)
         reads = tuple((s, self._facts[s].tensors[name].start) for s in inputs)
-        program, staged = self._numbered(tuple(self._facts[s].tensors[name].dtype for s in inputs), ops)
+        program, staged = self.numbered(tuple(self._facts[s].tensors[name].dtype for s in inputs), ops)
         wide = self._check_shape(spec, primary, inputs)
         if wide is None:
-            return TensorWork(name, target, shape, action_key(result.identity), program, reads, staged=staged)
+            values = tuple([tensor.value_key(i) for i in kept]) if self._keeping or program == STAGED else ()
+            return TensorWork(
+                name, target, shape, action_key(result.identity), program, reads, staged=staged, values=values
+            )
         own = self._facts[primary]
         key_text = f"{result.identity}first {wide.narrow} channels, the rest of b3:{own.digests[name].hex()}\n"
         if texts is not None:
@@ -174,7 +180,7 @@ class Lowering:
             staged=staged,
         )  # fmt: skip
 
-    def _numbered(self, inputs: tuple[DType, ...], ops: Sequence[Step]) -> tuple[int, int]:
+    def numbered(self, inputs: tuple[DType, ...], ops: Sequence[Step]) -> tuple[int, int]:
         """What a tensor's work has as its `program` and its `staged`."""
         sums = tuple([op for op in ops if isinstance(op, Op)])
         if len(sums) == len(ops):
@@ -247,6 +253,7 @@ class _Tensor:
         self._facts, self._name, self._seed, self._texts = facts, name, seed, texts
         self._compute = compute
         self.ops: list[Step] = []
+        self._of_ops: dict[int, tuple[DType, str]] = {}  # compute dtype and terms of the text of each
         self._values: dict[Identity, _Value] = {}
         self._known: dict[str, _Value] = {}  # by identity: what is computed once need not be again
 
@@ -287,7 +294,7 @@ class _Tensor:
         integers = sorted(((int(s * divisor), i) for i, s in left.items()), key=lambda t: (-t[0], _by_name(t[1])))
         lines = "".join([f"{n} * {_by_name(i)}\n" for n, i in integers])
         terms = [(n, _operand(leaves[i])) for n, i in integers]
-        return self._op(make_op(terms, divisor, compute, to), f"{_head(compute, to)}{lines}/ {divisor}\n")
+        return self._op(make_op(terms, divisor, compute, to), compute, f"{lines}/ {divisor}\n")
 
     def _applied(self, point: Point, leaf: Applied, compute: DType) -> _Value:
         """A kernel: leave out what is zero, put operands whose order means nothing into that of their content."""
@@ -314,15 +321,22 @@ class _Tensor:
         operands = tuple([self._zeros(compute) if v.operand is None else v.operand for v, _ in given])
         kept = tuple([w for _, w in given]) if leaf.weights else ()
         call = Call(kernel.name, operands, leaf.arguments, kept, leaf.options, seed, compute)
-        return self._op(call, _head(compute, compute) + "".join([f"{line}\n" for line in lines]))
+        return self._op(call, compute, "".join([f"{line}\n" for line in lines]))
 
     def _zeros(self, compute: DType) -> int:
         self.ops.append(Op((), 1, compute, compute))
         return ~(len(self.ops) - 1)
 
-    def _op(self, op: Step, text: str) -> _Value:
+    def value_key(self, number: int) -> str:
+        """The key of an operation's result in its compute dtype, before it is rounded to any other; '' of zeros."""
+        compute, rest = self._of_ops.get(number, (None, ""))
+        return action_key(_head(compute, compute) + rest) if compute is not None else ""
+
+    def _op(self, op: Step, compute: DType, rest: str) -> _Value:
+        text = _head(compute, op.to) + rest
         value = self._known.get(text)
         if value is None:
+            self._of_ops[len(self.ops)] = compute, rest
             self.ops.append(op)
             value = self._known[text] = _Value(text, ~(len(self.ops) - 1), op.to)
         if self._texts is not None:
@@ -384,15 +398,19 @@ def _widens(dtype: DType, compute: DType) -> bool:
     return dtype.is_float and (compute is DType.F64 or dtype is not DType.F64)
 
 
-def reachable(ops: Sequence[S], last: int) -> tuple[list[S], list[int]]:
-    """The ops that the last one needs, renumbered, and the sources they read; operands then count inputs first."""
-    needed, stack = {last}, [last]
+def needed(ops: Sequence[S], last: int) -> list[int]:
+    """The ops that the last one needs, itself too, in order."""
+    found, stack = {last}, [last]
     while stack:
         for operand in ops[stack.pop()].operands:
-            if operand < 0 and ~operand not in needed:
-                needed.add(~operand)
+            if operand < 0 and ~operand not in found:
+                found.add(~operand)
                 stack.append(~operand)
-    kept = sorted(needed)
+    return sorted(found)
+
+
+def reachable(ops: Sequence[S], kept: Sequence[int]) -> tuple[list[S], list[int]]:
+    """These ops, renumbered, and the sources they read; operands then count inputs first."""
     sources: dict[int, int] = {}
     for i in kept:
         for operand in ops[i].operands:

@@ -2,118 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-
-import networkx as nx
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from mergeflow.errors import MergeflowError, UnknownName
 from mergeflow.formats.containers import lay_out_as
-from mergeflow.formats.layout import Layout, canonical_order
+from mergeflow.formats.layout import canonical_order
 from mergeflow.plan import a1111
 from mergeflow.plan.announce import announced
 from mergeflow.plan.bound import Bound
 from mergeflow.plan.dependencies import dependencies
 from mergeflow.plan.embed import file_key, metadata
-from mergeflow.plan.explain import Found, Snapshot, nonfinite_notes, reason, snapshot
-from mergeflow.plan.jobs import Job, jobs, measured
-from mergeflow.plan.kept import Keeping, Kept, KeptFile, nothing, take, wanted
+from mergeflow.plan.explain import nonfinite_notes, reason, snapshot
 from mergeflow.plan.lower import Lowering, check_quantised
-from mergeflow.plan.originals import Originals
-from mergeflow.plan.place import Budget, Placement
-from mergeflow.plan.program import COPY, STAGED, Program, Staged, TensorWork
+from mergeflow.plan.plans import OutputPlan, Plan, Request
+from mergeflow.plan.program import TensorWork
 from mergeflow.plan.related import stranger_notes
 from mergeflow.plan.resolve import Facts, Resolved, check_claim, resolve_output, sources_of
+from mergeflow.plan.reuse import Reuse, bytes_read
 from mergeflow.plan.scans import scans
+from mergeflow.plan.stored import ObjectPlan
 from mergeflow.plan.surgery import constant_preimage, constants, dtypes, trim
-from mergeflow.plan.units import Unit, cut
 from mergeflow.recipe import Output
 from mergeflow.tensors import DType
-
-
-@dataclass(frozen=True, slots=True)
-class OutputPlan:
-    """One output: what it would be made of, and whether it has to be. `works` are in the order of the file; outputs of
-    one `scan` are made in one pass and share its placement."""
-
-    path: str
-    target: Path
-    resolved: Resolved
-    works: tuple[TensorWork, ...]
-    layout: Layout
-    key: str
-    snapshot: Snapshot
-    build: bool
-    reason: str
-    scan: int | None
-    placement: Placement | None
-    warnings: tuple[str, ...]
-    bytes_read: int
-    kept: Mapping[str, TensorWork] = field(default_factory=dict)
-
-    @property
-    def actions(self) -> Sequence[TensorWork]:
-        """The works as they will be done: what an earlier build has made already is copied."""
-        return [self.kept.get(work.name, work) for work in self.works] if self.kept else self.works
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """All that the output consists of; the last is `target`."""
-        return self.layout.paths(self.target)
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Pure data: what a build would do. `programs` are shared by all outputs, `graph` is for people and tools."""
-
-    bound: Bound
-    facts: Facts
-    programs: tuple[Program, ...]
-    staged: tuple[Staged, ...]
-    outputs: tuple[OutputPlan, ...]
-    notes: tuple[str, ...]
-    graph: nx.DiGraph[str]
-    kept_files: tuple[KeptFile, ...] = ()
-
-    @property
-    def first_kept(self) -> int:
-        """The number of the first of the kept files: they come after the sources."""
-        return len(self.bound.sources)
-
-    def passes(self) -> list[list[OutputPlan]]:
-        """The outputs to build, those that share a pass over their sources together."""
-        together: dict[int, list[OutputPlan]] = {}
-        for output in self.outputs:
-            if output.scan is not None:
-                together.setdefault(output.scan, []).append(output)
-        return list(together.values())
-
-    def work(
-        self, outputs: Sequence[OutputPlan], only: Sequence[Collection[str]] | None = None
-    ) -> tuple[Sequence[Job], Sequence[Unit]]:
-        """What has to be done in one pass: the tensors that kernels are applied in, and all other work. `only` names
-        the tensors of each output that are to be made."""
-        placement = outputs[0].placement
-        assert placement is not None
-        actions = [(o.actions, o.layout.tensors) for o in outputs]
-        return jobs(actions, only), tuple(cut(actions, self.programs, placement.unit, only))
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """How the planner was asked. `targets`: the output file of each wanted output; `found` looks at one. `originals`
-    tells of the sources' files what outputs with `metadata_for:` say. `kept` looks for tensors, by their keys, in what
-    earlier builds have left."""
-
-    targets: Mapping[str, Path]
-    found: Callable[[OutputPlan], Found]
-    budget: Budget
-    workers: int | None = None
-    device: str = "cpu"
-    force: bool = False
-    originals: Originals = field(default_factory=Originals)
-    kept: Callable[[Collection[str]], Mapping[str, Kept]] = nothing
 
 
 def make_plan(bound: Bound, facts: Facts, request: Request) -> Plan:
@@ -164,22 +75,28 @@ def make_plan(bound: Bound, facts: Facts, request: Request) -> Plan:
             None,
             None,
             tuple(warnings),
-            _bytes_read(ordered, lowering),
+            bytes_read(ordered, lowering),
         )
         outputs.append(_decide(draft, request))
-    keeping = Keeping(len(bound.sources))
-    outputs = _with_kept(outputs, request, keeping, lowering)
-    placed = _placed(outputs, request, lowering)
+    reuse = Reuse(bound, facts, request, lowering)
+    placed = _placed(reuse.outputs(outputs), request, lowering)
+    objects = _placed_objects(reuse.objects, request, lowering)
     graph = dependencies(bound, facts, placed)
     programs = tuple(lowering.programs), tuple(lowering.staged)
-    return Plan(bound, facts, *programs, tuple(placed), tuple(notes), graph, tuple(keeping.files))
+    keeping = reuse.keeping
+    return Plan(
+        bound, facts, *programs, tuple(placed), tuple(notes), graph, tuple(keeping.files), keeping.checks,
+        tuple(objects), tuple(reuse.declined),
+    )  # fmt: skip
 
 
 def _lowering(bound: Bound, facts: Facts) -> Lowering | a1111.A1111Lowering:
     options = bound.recipe.options
     if options.policy == a1111.NAME:
         return a1111.A1111Lowering(facts)
-    return Lowering(facts, options.compute if isinstance(options.compute, DType) else None, options.seed)
+    keeping = any(step.keep for step in bound.recipe.steps.values())
+    compute = options.compute if isinstance(options.compute, DType) else None
+    return Lowering(facts, compute, options.seed, keeping=keeping)
 
 
 def _lowered(
@@ -190,39 +107,11 @@ def _lowered(
     return lowering.output(resolved, dtypes(resolved, output))
 
 
-def _bytes_read(works: Sequence[TensorWork], lowering: Lowering | a1111.A1111Lowering) -> int:
-    """What the executor will read of the sources; of tensors that are gone through more than once, about."""
-    per_element = [sum(d.size for d in p.inputs) for p in lowering.programs]
-    copied = sum(w.nbytes for w in works if w.program == COPY and not w.payload)
-    in_stages = [sum(d.size for d in p.inputs) * (2 if measured(p) else 1) for p in lowering.staged]
-    applied = sum(w.nbytes // w.dtype.size * in_stages[w.staged] for w in works if w.program == STAGED)
-    return copied + applied + sum(w.nbytes // w.dtype.size * per_element[w.program] for w in works if w.program >= 0)
-
-
 def _decide(draft: OutputPlan, request: Request) -> OutputPlan:
     build, why = reason(draft.key, request.found(draft), draft.snapshot)
     if request.force and not build:
         build, why = True, "it was asked for (--force)"
     return replace(draft, build=build, reason=why)
-
-
-def _with_kept(
-    outputs: Sequence[OutputPlan], request: Request, keeping: Keeping, lowering: Lowering | a1111.A1111Lowering
-) -> list[OutputPlan]:
-    """The outputs to build, with the tensors that need not be computed again. `--force` computes all of them."""
-    building = [output for output in outputs if output.build]
-    if request.force or not building:
-        return list(outputs)
-    found = request.kept({key for output in building for key in wanted(output.works)})
-    result = []
-    for output in outputs:
-        kept = take(output.works, found, keeping) if output.build else {}
-        if kept:
-            draft = replace(output, kept=kept)
-            result.append(replace(draft, bytes_read=_bytes_read(draft.actions, lowering)))
-        else:
-            result.append(output)
-    return result
 
 
 def _placed(
@@ -237,6 +126,20 @@ def _placed(
     for number, scan in enumerate(passes):
         for i in scan.members:
             placed[i] = replace(outputs[i], scan=number, placement=scan.placement)
+    return placed
+
+
+def _placed_objects(
+    objects: Sequence[ObjectPlan], request: Request, lowering: Lowering | a1111.A1111Lowering
+) -> list[ObjectPlan]:
+    """New objects, each in a pass of its own."""
+    placed = []
+    for planned in objects:
+        (scan,) = scans(
+            [(0, planned.actions)], lowering.programs, request.budget, lowering.staged,
+            device=request.device, workers=request.workers,
+        )  # fmt: skip
+        placed.append(replace(planned, placement=scan.placement))
     return placed
 
 

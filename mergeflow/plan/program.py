@@ -101,6 +101,7 @@ class TensorWork(NamedTuple):
     wide_dtype: DType | None = None
     data: bytes = b""  # the whole of a CONSTANT
     staged: int = -1  # the number of its program among those with kernels, where `program` is STAGED
+    values: tuple[str, ...] = ()  # keys of its operations' results in the compute dtype, where they may be in the store
     payload: bytes = b""  # the digest that copied bytes must have, where they come from an earlier build
 
     @property

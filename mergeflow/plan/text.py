@@ -1,4 +1,4 @@
-"""Normal forms in a line that people read: `1·anything + 0.3·nai − 0.3·sfw`, `1·a + 1·ties_trim(1·b − 1·a, density=0.2)`."""
+"""Normal forms in a line that people read: `1·anything + 0.3·nai − 0.3·sfw`, `1·a + 1·ties_trim(1·b − 1·a, …)`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ def _call(
     for i, operand in enumerate(leaf.operands):
         text = _form(operand.form, name, point, depth - 1).removeprefix("1·" if len(operand.form.terms) == 1 else "")
         weight = leaf.weights[i] if leaf.weights else 1
-        operands.append(text if weight == 1 else f"({text}) @ {decimal(leaf.weights[i])}")
+        if weight != 1:
+            several = len(operand.form.terms) != 1
+            text = f"{f'({text})' if several else text} @ {decimal(leaf.weights[i])}"
+        operands.append(text)
     if leaf.kernel.symmetric:
         operands.sort()
     arguments = [f"{key}={decimal(value)}" for key, value in leaf.arguments]

@@ -53,7 +53,6 @@ PARAM: Refusals = {
 }
 
 STEP: Refusals = {
-    "keep": (f"keep: {_NOT_YET}", "make it an output to keep it as a file"),
     "dtype": ("a step has no dtype", "round: rounds here, dtype: belongs to an output"),
     **dict.fromkeys(("fix", "only", "drop", "mark"), ("{key}: is an option of an output", "write it there")),
     "files": (f"files: {_NOT_YET}", ""),
@@ -65,7 +64,7 @@ STEP: Refusals = {
 }
 
 OUTPUT: Refusals = {
-    "keep": (f"keep: {_NOT_YET}", "an output is kept anyway"),
+    "keep": ("keep: is an option of a step", "an output is kept anyway"),
     "files": (f"files: {_NOT_YET}", "sidecars: [config, sha256] puts files beside the output"),
     "sha256": (f"an expected sha256 of an output {_NOT_YET}", "the lock file records the outputs' digests"),
     "ema": ("ema: is an option of a source", "write it there: { path: …, ema: use }"),

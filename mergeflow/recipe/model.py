@@ -133,6 +133,7 @@ class Step(_Value):
     method: str | None = Field(default=None, description="The method to call; the other keys are its arguments.")
     arguments: dict[str, InstanceOf[Expression]] = {}
     round: DType | None = Field(default=None, description="Round the result to this dtype here.")
+    keep: bool = Field(default=False, description="Keep the result in the store, for the builds to come.")
     like: str | None = Field(
         default=None, description="The model whose tensor names, integers and dtypes the result takes."
     )

@@ -165,6 +165,7 @@ def _step() -> Schema:
             "expr": _EXPRESSION,
             "method": _TEXT,
             "round": _DTYPE,
+            "keep": {"type": "boolean"},
             "like": _TEXT,
             "replace": {"$ref": "#/$defs/replace"},
             "note": _NOTE,
@@ -179,7 +180,7 @@ def _step() -> Schema:
             _object(by_expr, required=("expr",)),
             {
                 "type": "object",
-                "properties": {**by_method, "expr": False, "keep": False},
+                "properties": {**by_method, "expr": False},
                 "required": ["method"],
                 "additionalProperties": {"$ref": "#/$defs/argument"},
             },

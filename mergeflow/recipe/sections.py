@@ -48,11 +48,9 @@ def read_step(name: str, node: nodes.Node, place: Place) -> Step:
     if "expr" in given and "method" in given:
         raise node.key("method").error(f"{what} has either expr: or method:, not both")
     if "method" not in given:
-        check_keys(node, what, [key for key in STEP_KEYS if key not in ("keep", "method")], later.STEP, name)
+        check_keys(node, what, [key for key in STEP_KEYS if key != "method"], later.STEP, name)
         if "expr" not in given:
             raise node.error(f"{what} has neither expr: nor method:", f"write {clip(name)}: a + (b - c) * 0.3")
-    elif "keep" in given:
-        check_keys(node, what, given.keys() - {"keep"}, later.STEP, name)
     return build(Step, {**_step_values(what, node), "place": place}, node, given)
 
 
@@ -66,6 +64,8 @@ def _step_values(what: str, node: nodes.Mapping) -> dict[str, Any]:
             values[key] = word(line_of_text(value, "method"), value, "the name of a method")
         elif key == "round":
             values[key] = dtype(value, key)
+        elif key == "keep":
+            values[key] = choice(value, key, ("true", "false")) == "true"
         elif key == "like":
             values[key] = reference(value, key)
         elif key == "replace":

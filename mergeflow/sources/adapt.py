@@ -14,7 +14,7 @@ of a whole model (`kind: vae`); plan.parts gives it those of the model that it i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 from mergeflow.arch import (
@@ -32,6 +32,7 @@ from mergeflow.arch import (
     understand,
     user_digest,
     user_files,
+    vae_kind,
 )
 from mergeflow.digest import model_digest, printable, tensor_digest
 from mergeflow.errors import RecipeError
@@ -106,6 +107,7 @@ def adapt(
     """
     seen = identity(found)
     notes: list[str] = []
+    what: Kind | None
     architecture, aliases = _stated(found, name, seen, arch, otherwise, notes)
     model = _Model(dict(found.tensors), dict(found.digests), dict(found.nonfinite), found.payloads, {})
     model.rename(aliases)
@@ -226,9 +228,5 @@ def _vae_only(
     model.rename(canonical(alone, {n: spec.shape for n, spec in model.tensors.items()}))
     if others and architecture.name == VAE:
         notes.append(f"{name}: {len(others):,} tensors that are no part of the VAE are left out, such as {others[0]}")
-    kind = understand({n: spec.shape for n, spec in model.tensors.items()}, {}, {}).kind
-    if kind is None:
-        raise RecipeError(f"{name}: its VAE lacks one of its two halves", hint="`mergeflow inspect FILE` shows it")
-    if architecture.name != VAE:
-        kind = replace(kind, why=f"`kind: vae` takes only the VAE of {name}")
-    return alone, kind
+    why = "it is recognised as one" if architecture.name == VAE else f"`kind: vae` takes only the VAE of {name}"
+    return alone, vae_kind({n: spec.shape for n, spec in model.tensors.items()}, why)

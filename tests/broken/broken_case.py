@@ -24,7 +24,7 @@ from mergeflow.cli.main import cli
 
 GOLDEN = Path(__file__).parent / "golden"
 MAX_LINES, MAX_LINE = 12, 200
-TORCH = ("torch", "mergeflow.executor.run", "mergeflow.executor.cpu", "mergeflow.executor.devices")
+TORCH = ("torch", "mergeflow.executor.outputs", "mergeflow.executor.cpu", "mergeflow.executor.devices")
 HEAD = "mergeflow: 1\nsources: { a: a.safetensors, b: b.safetensors, c: c.safetensors }\n"
 
 Content = bytes | str | Model

@@ -14,7 +14,7 @@ from support.tiny_models import SD1_BLOCKS, SDXL_BLOCKS, settings, write_model, 
 
 from mergeflow import Project
 from mergeflow.errors import MergeflowError
-from mergeflow.plan.planner import Plan
+from mergeflow.plan.plans import Plan
 from mergeflow.recipe import load
 
 HERE = Path(__file__).parent
@@ -77,6 +77,10 @@ PLANS: Mapping[str, Mapping[str, str]] = {
     "19b": {"Voidlike.safetensors": "0.5·voidbrush + 0.25·ametrine + 0.25·toonyou"},
     "25a": {"osukini.safetensors": "0.5·7th_xl + 0.5·turquoise"},
     "27c": {"build/schnell-dev.safetensors": "1·schnell"},  # of most tensors; see below
+    "29a": {
+        "build/sdxl-turbo-mario.safetensors":
+        "100/29·dare_drop(1·turbo − 1·base, density=0.13, stream=0, seed=0) + 1·base"
+    },  # fmt: skip
     "30a": {
         f"AOM2_{label}_{w}0.safetensors": f"0.{10 - int(w)}·aom2 + 0.{w}·{model}"
         for label, model in (
@@ -155,12 +159,11 @@ REFUSED: Mapping[str, tuple[str, str, str]] = {  # line:column, what is said, wh
     "27a": ("6:16", "'*' and '*double_blocks.*' both say what model.diffusion_model.double_blocks.0.img_attn", ""),
     "27b": ("4:8", HUB, "give its path"),
     "28a": ("10:13", "no method is called extract_lora", ""),
-    "29a": ("6:46", "no method is called dare", "`mergeflow methods` lists them"),
     "31a": ("4:18", "YAML reads * and & at the beginning of a text as its own", "quote it"),
     "31b": ("4:7", HUB, ""),
     "32a": ("4:10", HUB, ""),
     "33a": ("4:8", HUB, ""),
-    "34b": ("10:3", f"an output that is a folder {LATER}", "one .safetensors file"),
+    "34b": ("10:3", f"an output that is a folder {LATER}", "with shard_size: it becomes several"),
     "35a": ("2:18", HUB, ""),
     "35b": ("4:9", HUB, ""),
     "36a": ("4:6", HUB, ""),

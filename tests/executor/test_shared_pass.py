@@ -10,7 +10,7 @@ from support.builds import HEAD, Heard, build, parts, plan, sha256, write_models
 from support.checkpoints import Model, numbers, related, weights
 
 from mergeflow.errors import MergeflowError
-from mergeflow.plan.planner import Plan
+from mergeflow.plan.plans import Plan
 
 SOURCES = HEAD + "sources: { a: a.safetensors, b: b.safetensors, c: c.safetensors, d: d.safetensors }\n"
 SWEEP = {f"mix-{i}": f"a + (b - c) * {i / 4}" for i in range(5)}

@@ -13,7 +13,7 @@ from support.tiny_models import DIGITS, settings, write_model, write_sources
 
 from mergeflow import Project
 from mergeflow.errors import MissingInput
-from mergeflow.plan.planner import OutputPlan, Plan
+from mergeflow.plan.plans import OutputPlan, Plan
 from mergeflow.plan.program import COPY, ZERO
 from mergeflow.plan.text import form_text
 from mergeflow.recipe import load

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from kind_models import VAE, Model, build, same_bits, torch_of, vae, write
 from safetensors.numpy import save_file
 
 from mergeflow.arch import get, to_diffusers
+from mergeflow.cli.main import cli
 from mergeflow.errors import RecipeError
 
 JUNK = {
@@ -102,6 +104,13 @@ def test_the_vae_of_a_model_merges_with_a_vae(tmp_path: Path, whole: dict[str, M
     baked = build(tmp_path, f"a: a.safetensors, {sources}", "{ from: a, replace: { vae: p*0.5 + q*0.5 } }")
     assert all(same_bits(baked[VAE + n], wanted[n]) for n in wanted)
     assert all(same_bits(baked[n], whole["A"][n]) for n in baked if not n.startswith(VAE))
+
+
+def test_a_vae_is_compared_with_that_of_a_model(tmp_path: Path, whole: dict[str, Model]) -> None:
+    write(tmp_path, a=whole["A"], b=whole["B"], v=vae(whole["A"]))
+    for other, code in (("a", 0), ("b", 3)):
+        arguments = ["diff", str(tmp_path / "v.safetensors"), str(tmp_path / f"{other}.safetensors")]
+        assert CliRunner().invoke(cli, arguments).exit_code == code
 
 
 def test_what_a_vaes_training_left_is_not_written(tmp_path: Path, whole: dict[str, Model]) -> None:

@@ -29,9 +29,7 @@ def trim(delta: Array, density: Fraction) -> Array:
     return np.where(keep, delta, 0.0)
 
 
-def elect(
-    deltas: Sequence[Array], weights: Sequence[float], *, by_count: bool = False, mean: bool = True
-) -> Array:
+def elect(deltas: Sequence[Array], weights: Sequence[float], *, by_count: bool = False, mean: bool = True) -> Array:
     """Sign election and disjoint mean, arXiv:2306.01708, section 4, with weights."""
     weighed = [w * d for w, d in zip(weights, deltas, strict=True)]
     sign = np.sign(sum(np.sign(x) if by_count else x for x in weighed))
@@ -83,5 +81,3 @@ def slerp(a: Array, b: Array, t: float, *, lengths: bool = False) -> Array:
     mixed = (1 - t) * la + t * lb
     one, other = (mixed / la, mixed / lb) if lengths else (1.0, 1.0)
     return (np.sin((1 - t) * angle) * one * a + np.sin(t * angle) * other * b) / np.sin(angle)
-
-

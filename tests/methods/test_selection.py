@@ -35,7 +35,7 @@ VALUES = {
     "few values": _RNG.integers(-3, 4, N) / 8,
     "all equal": np.full(N, -0.25),
     "half precision": (_RNG.normal(size=N) * 0.01).astype(np.float16).astype(np.float64),
-    "wide": np.exp(_RNG.normal(size=N) * 20),
+    "wide": np.exp(_RNG.normal(size=N) * 8),
     "tail in one tile": np.concatenate([np.full(N - GRID, 1e-9), 1 + _RNG.random(GRID)]),
     "infinite": np.where(_RNG.random(N) < 0.3, -np.inf, _RNG.normal(size=N)),
     "no numbers": np.where(_RNG.random(N) < 0.3, np.nan, _RNG.normal(size=N)),

@@ -49,7 +49,9 @@ def test_nan_is_larger_than_any_number(tmp_path: Path) -> None:
         np.testing.assert_array_equal(doubles(found["x"]), x)
         if y is not None:
             np.testing.assert_array_equal(doubles(found["y"]), y)
-        assert {b for b in np.frombuffer(found["y"].data, np.uint32) if b > 0x7F800000 and b < 0x80000000} == {0x7FC00000}
+        assert {b for b in np.frombuffer(found["y"].data, np.uint32) if b > 0x7F800000 and b < 0x80000000} == {
+            0x7FC00000
+        }
 
 
 # -- dropping -------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from mergeflow.build.targets import choose
 from mergeflow.errors import MergeflowError, UnknownName
 from mergeflow.plan.bind import bind
 from mergeflow.plan.bound import Bound
-from mergeflow.plan.planner import Plan
+from mergeflow.plan.plans import Plan
 from mergeflow.recipe import loads
 
 HEAD = "mergeflow: 1\nsources: { a: a.safetensors, b: b.safetensors, c: c.safetensors }\n"

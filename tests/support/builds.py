@@ -12,7 +12,7 @@ from pathlib import Path
 import mergeflow
 from mergeflow.build.project import BuildResult, Project, Settings
 from mergeflow.events import Event, Reporter, Warned, silent
-from mergeflow.plan.planner import Plan
+from mergeflow.plan.plans import Plan
 from support.checkpoints import Model, read, write
 
 HEAD = "mergeflow: 1\n"

@@ -1,0 +1,125 @@
+"""The store as a build uses it: where it is, how much it may hold, how fast its disk is, what a build keeps from gc."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from mergeflow.build.machine import parse_memory
+from mergeflow.build.settings import Settings, cache_folder
+from mergeflow.formats.files import write_file
+from mergeflow.plan.cost import Rates
+from mergeflow.plan.plans import Plan
+from mergeflow.plan.program import STAGED
+from mergeflow.plan.stored import Storing
+from mergeflow.store.local import LocalStore
+from mergeflow.store.objects import Limits, Store, Stored
+
+SIZE_VARIABLE = "MERGEFLOW_CACHE_SIZE"
+LARGEST = 50_000_000_000  # bytes of objects unless told otherwise, and no more than a tenth of the disk
+_TRIAL = 32 << 20  # bytes written and read to know how fast a disk is
+_RATES = "rates.json"
+
+
+class Shelf:
+    """One project's way to the store. What it finds is kept from gc until it is closed."""
+
+    def __init__(self, settings: Settings, memo: Path, warn: Callable[[str], None]) -> None:
+        self._folder, self._memo = cache_folder(settings), memo
+        self.store: Store = LocalStore(self._folder, warn)
+        self._held = ExitStack()
+        self._building = False
+
+    def close(self) -> None:
+        self._held.close()
+        self.store.close()
+
+    def begin_build(self) -> None:
+        """From here on, what is found is going to be used."""
+        self._building = True
+
+    def storing(self) -> Storing:
+        return Storing(self._find, self._room, self._rates)
+
+    def _find(self, keys: Collection[str]) -> Mapping[str, Stored]:
+        if self._building:
+            self._held.enter_context(self.store.lease(keys))
+        return self.store.find(keys)
+
+    def note_use(self, plan: Plan) -> None:
+        """Remember what of the store the build of a plan uses, and what it would have had a use for."""
+        used = [check for checks in plan.checks.values() for check in checks]
+        actions = [work for output in plan.outputs if output.build for work in output.actions]
+        misses = sum(work.program == STAGED for work in actions) + sum(len(made.keyed) for made in plan.objects)
+        if used or plan.objects:
+            self.store.count(hits=len(used), misses=misses, bytes_saved=sum(check.nbytes for check in used))
+            self.store.touch([check.key for check in used])
+
+    def end_build(self, *, made: bool) -> None:
+        """Keep the store within its limit, where a build has added to it. No grace: what this build and others have
+        asked for is leased."""
+        if made:
+            self.store.gc(Limits(max_size=self._limit(), grace=0.0))
+
+    def _limit(self) -> int:
+        asked = os.environ.get(SIZE_VARIABLE)
+        if asked:
+            return parse_memory(asked)
+        return min(LARGEST, shutil.disk_usage(_there(self._folder)).total // 10)
+
+    def _room(self) -> int:
+        """What new objects may take: no more than the limit, and never more than half of what is free."""
+        return min(self._limit(), shutil.disk_usage(_there(self._folder)).free // 2)
+
+    def _rates(self) -> Rates:
+        """How fast the store's disk is: measured the first time that it matters, then remembered on this machine."""
+        device = str(_there(self._folder).stat().st_dev)
+        path = self._memo / _RATES
+        known = _read(path)
+        if device not in known:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            known[device] = _measure(self._folder)
+            write_file(path, json.dumps(known, indent=1).encode())
+        return Rates(*known[device])
+
+
+def _read(path: Path) -> dict[str, list[float]]:
+    try:
+        found = json.loads(path.read_text())
+        return {str(device): [float(read), float(write)] for device, (read, write) in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _measure(folder: Path) -> list[float]:
+    """Bytes per second of reading (from memory, as after a build) and of writing with a sync."""
+    path = folder / f"rates-{os.getpid()}.tmp"
+    block = os.urandom(1 << 20)
+    try:
+        with path.open("wb", buffering=0) as file:
+            began = time.perf_counter()
+            for _ in range(_TRIAL >> 20):
+                file.write(block)
+            os.fsync(file.fileno())
+            written = time.perf_counter()
+        with path.open("rb", buffering=0) as file:
+            opened = time.perf_counter()
+            while file.read(1 << 20):
+                pass
+            done = time.perf_counter()
+    finally:
+        path.unlink(missing_ok=True)
+    return [_TRIAL / max(done - opened, 1e-6), _TRIAL / max(written - began, 1e-6)]
+
+
+def _there(folder: Path) -> Path:
+    """The folder, or the nearest above it that exists."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
