@@ -17,7 +17,7 @@ from bench.workloads import Workload
 BLOCK = "IN05"
 PARAMS = f"params: {{ k: {{ default: 0.3, {BLOCK}: %s }} }}\n"
 WEIGHTS = ("0.4", "0.5")  # by turns: each is news to the output that the other has left
-COPY = ["sh", "-c", f"cp --reflink=never {OUTPUT} copy && sync copy"]
+COPY: Command = ["sh", "-c", f"cp --reflink=never {OUTPUT} copy && sync copy"]
 ROWS = ("copy of the output", "one weight changed", "all of it (--force)", "nothing changed")
 
 
@@ -61,7 +61,8 @@ def section(
     for done in range(rounds):
         trial.edit()
         counts = _planned(folder, mergeflow)
-        for row, what in zip(ROWS, (COPY, command, [*command, "--force"], command), strict=True):
+        whole: Command = [*command, "--force"]
+        for row, what in zip(ROWS, (COPY, command, whole, command), strict=True):
             trial.run(row, what)
         print(f"edit {done + 1}/{rounds}: {trial.runs[ROWS[1]][-1].wall:.2f} s", flush=True)
     text = (
@@ -75,7 +76,7 @@ def section(
 
 def _planned(folder: Path, mergeflow: Mergeflow) -> dict[str, int]:
     """How many tensors are to be made in which way."""
-    command = [executable(), "plan", "recipe.yaml", "--json"]
+    command: Command = [executable(), "plan", "recipe.yaml", "--json"]
     answer = subprocess.run(command, check=True, cwd=folder, env={**os.environ, **mergeflow.env}, capture_output=True)
     (output,) = json.loads(answer.stdout)["outputs"]
     return {how: output["tensors"].get(how, 0) for how in ("computed", "kept", "copied")}

@@ -61,12 +61,14 @@ def run(
     command: Sequence[str | Path], *, cwd: Path, log: Path, env: Mapping[str, str] | None = None, timeout: float = 3600
 ) -> Measurement:
     """Runs a command with its output going to `log`."""
+    ours = {**os.environ, **(env or {})}
+    ours.pop("PYTHONDONTWRITEBYTECODE", None)  # packages are compiled once, when installed or first imported
     with log.open("wb") as output:
         start = time.perf_counter()
         process = subprocess.Popen(
             [str(part) for part in command],
             cwd=cwd,
-            env={**os.environ, **(env or {})},
+            env=ours,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

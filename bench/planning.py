@@ -18,6 +18,7 @@ from statistics import median
 
 import mergeflow
 from bench.contenders import ROOT
+from mergeflow.arch import get
 from mergeflow.build.project import Project
 from mergeflow.formats.contents import read_contents
 from mergeflow.plan.plans import Plan
@@ -50,6 +51,7 @@ def large() -> dict[str, Case]:
         f"hashing three models of {MANY:,} tensors": hashing,
         f"planning a sum of them: {MANY:,} tensors × 3 sources": lambda folder: planning(folder, DIFFERENCE),
         "cutting that into units of work": cutting,
+        "the block and the component of 50,000 names": questions,
         "a profile of 101 lines over them": lambda folder: planning(folder, profile()),
     }
 
@@ -140,6 +142,13 @@ def cutting(folder: Path) -> float:
     return seconds(lambda: made.work(made.outputs))
 
 
+def questions(_: Path) -> float:
+    """Of as many names of SD1.5."""
+    architecture = get("sd1")
+    names = [f"model.diffusion_model.input_blocks.{i % 12}.{i}.weight" for i in range(MANY)]
+    return seconds(lambda: [(architecture.block(name), architecture.component(name)) for name in names])
+
+
 def reading(folder: Path, text: str) -> float:
     path = folder / "recipe.yaml"
     path.write_text(HEAD + text)
@@ -181,7 +190,7 @@ def write(path: Path, names: Iterable[str], value: int) -> None:
 
 def main(folder: Path) -> None:
     """Each case once: the first ones over large models, the others over small ones."""
-    took = {}
+    took: dict[str, float] = {}
     for kind, group in (("large", large()), ("small", small())):
         place = folder / kind
         shutil.rmtree(place, ignore_errors=True)

@@ -1,15 +1,17 @@
-"""Where tensors are that earlier builds have made: in outputs that still lie where they were recorded."""
+"""Where tensors are that earlier builds have made: in outputs that still lie where they were recorded, and in what
+builds that were killed have left."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from mergeflow.build.settings import Tally
 from mergeflow.errors import MergeflowError
 from mergeflow.formats.contents import read_contents
-from mergeflow.formats.files import Fingerprint, fingerprint
+from mergeflow.formats.files import Fingerprint, clear_dead_parts, dead_parts, fingerprint
+from mergeflow.formats.journal import read_journal
 from mergeflow.plan.account import CAST, COMPUTED, COPIED, KEPT, account
 from mergeflow.plan.kept import Kept, KeptFile
 from mergeflow.plan.plans import OutputPlan, Plan
@@ -39,9 +41,10 @@ def new_tensors(output: OutputPlan, records: Records) -> tuple[str, ...] | None:
     return tuple([work.name for work in output.works if work.key not in there]) if there else None
 
 
-def find_kept(keys: Collection[str], records: Records, memo: Memo) -> Mapping[str, Kept]:
-    """Those of these keys whose tensors lie in recorded outputs that nobody has touched since. The files are not read:
-    their content is what the memo says of them."""
+def find_kept(keys: Collection[str], records: Records, memo: Memo, folders: Iterable[Path]) -> Mapping[str, Kept]:
+    """Those of these keys whose tensors lie in recorded outputs that nobody has touched since, or in what interrupted
+    builds have left in these folders. The files are not read: their content is what the memo, or the journal, says of
+    them."""
     found: dict[str, Kept] = {}
     left = set(keys)
     for path, at in _intact(records):
@@ -50,6 +53,24 @@ def find_kept(keys: Collection[str], records: Records, memo: Memo) -> Mapping[st
         for key, kept in _tensors(path, at, left, records, memo).items():
             found[key] = kept
             left.discard(key)
+    return {**found, **_unfinished(left, folders)} if left else found
+
+
+def clear_interrupted(plan: Plan) -> None:
+    """Remove what interrupted builds have left, when nothing of this one needs it any more."""
+    for folder in {output.target.parent for output in plan.outputs if output.build}:
+        clear_dead_parts(folder)
+
+
+def _unfinished(keys: set[str], folders: Iterable[Path]) -> dict[str, Kept]:
+    """Of several interrupted builds first that of which most can be used: a build that is killed again and again leaves
+    files with ever more of the same, and those of which nothing is used can go."""
+    journals = [journal for folder in folders for part in dead_parts(folder) if (journal := read_journal(part))]
+    found: dict[str, Kept] = {}
+    for journal in sorted(journals, key=lambda journal: -len(keys & journal.tensors.keys())):
+        file = KeptFile(journal.part, journal.at, interrupted=journal.output)
+        for key in sorted(keys & journal.tensors.keys() - found.keys()):
+            found[key] = Kept(file, *journal.tensors[key])
     return found
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from mergeflow.arch import find as find_architecture
-from mergeflow.build.kept import find_kept, note_keys, tally
+from mergeflow.build.kept import clear_interrupted, find_kept, note_keys, tally
 from mergeflow.build.machine import budget
 from mergeflow.build.published import (
     check_apart,
@@ -119,7 +119,7 @@ class Project:
             settings.device,
             settings.force,
             Originals(self._metadata, self._hashes),
-            lambda keys: find_kept(keys, self.records, self.memo),
+            lambda keys: find_kept(keys, self.records, self.memo, sorted({path.parent for path in files.values()})),
             self.shelf.storing(),
         )
         return make_plan(self.bound, facts, request)
@@ -233,6 +233,8 @@ class Project:
         self._make_objects(plan)
         result = BuildResult(tuple(self._run(plan, strangers)))
         self.shelf.end_build(made=bool(plan.objects))
+        if not result.failed:
+            clear_interrupted(plan)
         if asked is not None and not result.failed:
             leave_stamp(asked, self, plan, self.records)
         return result

@@ -120,4 +120,12 @@ def _output(plan: Plan, output: OutputPlan, forms: Forms) -> dict[str, Any]:
 
 def kept_files(counts: Account) -> list[dict[str, Any]]:
     """The files that earlier builds have left, and what is taken of each."""
-    return [{"file": str(file.path), "tensors": file.tensors, "bytes": file.nbytes} for file in counts.taken]
+    return [
+        {
+            "file": str(file.path),
+            "interrupted": file.interrupted or None,
+            "tensors": file.tensors,
+            "bytes": file.nbytes,
+        }
+        for file in counts.taken
+    ]

@@ -10,7 +10,7 @@ import click
 
 from mergeflow.cli import options
 from mergeflow.cli.report import Screen
-from mergeflow.cli.text import listed, plural, print_json, short_path, table
+from mergeflow.cli.text import kept_file, listed, plural, print_json, table
 from mergeflow.tensors import human_bytes
 
 if TYPE_CHECKING:
@@ -78,25 +78,20 @@ def _lines(plan: Plan, everything: bool) -> Iterator[str]:
 
 
 def _tensors(work: dict[str, Any], everything: bool) -> Iterator[str]:
-    """What would be done, tensor by tensor."""
-    computed, total = work["computed"], work["tensors"]
+    """What would be done, tensor by tensor; of an output that is made from nothing, only how much."""
+    computed, kept, copied = work["computed"], work["kept"], work["copied"]
     names, count = computed["names"], computed["count"]
-    if count:
-        some = bool(work["kept"])  # where all is to be made, it is of no use to say where
-        where = listed([f"{block} {n:,}" for block, n in computed["blocks"].items()], BLOCKS) if some else ""
-        which = "all" if count == total else f"{count:,} of"
-        yield f"       computes {which} {plural(total, 'tensor')}" + (f": {where}" if where else "")
-        shown = count if everything else NAMES if some else 0
-        yield from (f"         {name}" for name in names[:shown])
-        if some and count > shown:
-            yield f"         … and {count - shown:,} more (--tensors lists them)"
+    counted = f"computes {count:,} of {plural(work['tensors'], 'tensor')}" + (f", copies {copied:,}" if copied else "")
+    where = listed([f"{block} {n:,}" for block, n in computed["blocks"].items()], BLOCKS) if kept else ""
+    yield f"       {counted}" + (f"; computed are {where}" if where else "")
+    shown = count if everything else NAMES if kept else 0
+    yield from (f"         {name}" for name in names[:shown])
+    if kept and count > shown:
+        yield f"         … and {count - shown:,} more (--tensors lists them)"
+    for file in kept:
+        yield f"       keeps {file['tensors']:,} ({human_bytes(file['bytes'])}) of {kept_file(file)}"
     if work["begun"]:
-        yield f"       {work['begun']:,} of them from what the store has ({human_bytes(work['bytes_begun'])})"
-    for file in work["kept"]:
-        kept = f"{plural(file['tensors'], 'tensor')} ({human_bytes(file['bytes'])})"
-        yield f"       keeps {kept} of {short_path(file['file'])}"
-    if work["copied"]:
-        yield f"       copies {plural(work['copied'], 'tensor')} of sources"
+        yield f"       begins {work['begun']:,} from what the store has ({human_bytes(work['bytes_begun'])})"
 
 
 def _work(plan: Plan, output: OutputPlan) -> dict[str, Any]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
+from unicodedata import east_asian_width
 from xml.sax.saxutils import escape
 
 if TYPE_CHECKING:
     from mergeflow.build.compare import Tally
 
-WIDTH, HEIGHT, GAP, MARGIN, LABEL, PER_ROW = 58, 40, 4, 24, 90, 13
+WIDTH, HEIGHT, GAP, MARGIN, LABEL, PER_ROW = 64, 40, 4, 24, 90, 13
+TITLE_LINE, TITLE, NAME, BLOCK = 20, 95, 11, 10  # a line's height, and the columns that titles and labels may take
 LEAST, MOST = 1e-3, 1.0  # relative differences at the two ends of the scale, which is logarithmic
 PALE, DARK = (239, 243, 255), (8, 48, 107)
-SAME, OTHER = "#e8e8e8", "#f4c27a"  # no change at all; tensors that are on one side only, or cannot be compared
+SAME, OTHER = "#e8e8e8", "#f4c27a"  # no change at all; tensors that are on one side only, or of another shape
+WHITE_ON = 0.64  # the share of dark from which white letters are easier to read than black ones (equal luminance)
 
 
 def svg(title: str, blocks: Mapping[tuple[str, str], Tally]) -> str:
@@ -22,9 +25,10 @@ def svg(title: str, blocks: Mapping[tuple[str, str], Tally]) -> str:
     for (component, block), tally in blocks.items():
         rows.setdefault(component or "(none)", []).append((block, tally))
     body: list[str] = []
-    y = MARGIN + 34
+    heading = _heading(title)
+    y = MARGIN + 14 + TITLE_LINE * len(heading)
     for component, cells in rows.items():
-        body.append(_text(MARGIN, y + HEIGHT / 2 + 4, component, size=13, weight="bold"))
+        body.append(_text(MARGIN, y + HEIGHT / 2 + 4, _fitted(component, NAME), size=13, weight="bold"))
         for i, (block, tally) in enumerate(cells):
             x = MARGIN + LABEL + (i % PER_ROW) * (WIDTH + GAP)
             body += _cell(x, y + (i // PER_ROW) * (HEIGHT + GAP), component, block, tally)
@@ -37,7 +41,7 @@ def svg(title: str, blocks: Mapping[tuple[str, str], Tally]) -> str:
         f'{head} font-family="sans-serif">',
         f"<title>{escape(title)}</title>",
         f'<rect width="{width}" height="{height}" fill="white"/>',
-        _text(MARGIN, MARGIN + 12, title, size=15, weight="bold"),
+        *(_text(MARGIN, MARGIN + 12 + TITLE_LINE * i, line, size=15, weight="bold") for i, line in enumerate(heading)),
         *body,
         "</svg>",
     ]
@@ -49,7 +53,14 @@ def _cell(x: float, y: float, component: str, block: str, tally: Tally) -> Itera
     counts = ", ".join(f"{n} {state}" for state, n in tally.counts.items() if n)
     yield f"<g><title>{escape(f'{component} {block}: {counts}; {number}')}</title>"
     yield f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="3" fill="{fill}"/>'
-    yield _text(x + WIDTH / 2, y + 16, _fitted(block), size=10, anchor="middle", fill=ink)
+    yield _text(
+        x + WIDTH / 2,
+        y + 16,
+        _fitted(block.replace("encoder.", "enc.").replace("decoder.", "dec."), BLOCK),
+        size=10,
+        anchor="middle",
+        fill=ink,
+    )
     yield _text(x + WIDTH / 2, y + 31, number, size=11, anchor="middle", fill=ink)
     yield "</g>"
 
@@ -58,8 +69,10 @@ def _looks(tally: Tally) -> tuple[str, str, str]:
     """Colour of the square, of what is written in it, and the number."""
     relative = tally.sums.relative
     if relative is None:
-        alike = tally.counts["same"] == sum(tally.counts.values())
-        return (SAME, "#555555", "same") if alike else (OTHER, "#000000", "other")
+        states = [state for state, n in tally.counts.items() if n]
+        if states == ["same"]:
+            return SAME, "#555555", "same"
+        return OTHER, "#000000", states[0] if states in (["added"], ["removed"]) else "other"
     fill, dark = shade(relative)
     return fill, "#ffffff" if dark else "#000000", percent(relative)
 
@@ -68,7 +81,7 @@ def shade(relative: float) -> tuple[str, bool]:
     """The colour of a relative difference, and whether it is a dark one."""
     share = math.log(max(LEAST, min(MOST, relative)) / LEAST) / math.log(MOST / LEAST)
     mixed = [round(a + (b - a) * share) for a, b in zip(PALE, DARK, strict=True)]
-    return "#{:02x}{:02x}{:02x}".format(*mixed), share > 0.5
+    return "#{:02x}{:02x}{:02x}".format(*mixed), share > WHITE_ON
 
 
 def percent(relative: float) -> str:
@@ -77,9 +90,27 @@ def percent(relative: float) -> str:
     return f"{relative:.3%}" if relative < 0.001 else f"{relative:.2%}" if relative < 0.1 else f"{relative:.0%}"
 
 
-def _fitted(block: str, most: int = 10) -> str:
-    short = block.replace("encoder.", "enc.").replace("decoder.", "dec.")
-    return short if len(short) <= most else f"{short[: most - 1]}…"
+def _heading(title: str) -> list[str]:
+    """The title in lines that are not cut off: one, or one a model."""
+    lines = [title] if _columns(title) <= TITLE else title.replace(" → ", " →\n").split("\n")
+    return [_fitted(line, TITLE) for line in lines]
+
+
+def _fitted(text: str, most: int) -> str:
+    """At most so many columns: what is too much goes from the middle, as names differ at their ends."""
+    if _columns(text) <= most:
+        return text
+    head, tail = text[: len(text) // 2], text[len(text) // 2 :]
+    while _columns(head) + _columns(tail) >= most:
+        if _columns(head) > _columns(tail):
+            head = head[:-1]
+        else:
+            tail = tail[1:]
+    return f"{head}…{tail}"
+
+
+def _columns(text: str) -> int:
+    return sum(2 if east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def _legend(y: float) -> Iterator[str]:
@@ -89,7 +120,7 @@ def _legend(y: float) -> Iterator[str]:
         yield f'<rect x="{x}" y="{y}" width="{WIDTH}" height="16" fill="{shade(relative)[0]}"/>'
         yield _text(x + WIDTH / 2, y + 30, f"{relative:.1%}" if relative < 0.01 else f"{relative:.0%}", anchor="middle")
         x += WIDTH
-    for fill, said in ((SAME, "same"), (OTHER, "one side only")):
+    for fill, said in ((SAME, "same"), (OTHER, "not compared")):
         x += 16
         yield f'<rect x="{x}" y="{y}" width="{WIDTH}" height="16" fill="{fill}"/>'
         yield _text(x + WIDTH / 2, y + 30, said, anchor="middle")

@@ -12,7 +12,7 @@ import click
 
 from mergeflow.cli import options
 from mergeflow.cli.report import Screen
-from mergeflow.cli.text import listed, plural, print_json, short_path, table
+from mergeflow.cli.text import kept_file, listed, plural, print_json, table
 from mergeflow.tensors import human_bytes
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ BLOCK_LINE = 76  # characters of a line of blocks
 @options.debug_option
 def command(names: tuple[str, ...], everything: bool, as_json: bool, **given: Any) -> None:
     """Show what a build of RECIPE would do: sources, params, the normal form of each step, and for each output whether
-    it would be built, why, from how many bytes, where and in how much memory.
+    it would be built, why, how many of its tensors are computed, copied or kept of earlier builds, from how many bytes,
+    together with which others, where and in how much memory.
 
     Sources that are new to this machine are read once, to know them by their content. Nothing is computed.
     """
@@ -184,7 +185,7 @@ def _output(output: dict[str, Any], *, brief: bool) -> Iterator[str]:
         yield f"         {_counted(output)}"
     for file in output["kept"][:KEPT]:
         kept = f"{plural(file['tensors'], 'tensor')} ({human_bytes(file['bytes'])})"
-        yield f"         keeps {kept} of {short_path(file['file'])}"
+        yield f"         keeps {kept} of {kept_file(file)}"
     if output["begun"]:
         yield f"         {plural(output['begun'], 'tensor')} begin from what the store has"
     if len(output["kept"]) > KEPT:

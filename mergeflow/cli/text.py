@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,12 @@ def short_path(path: str | Path) -> str:
     """A file as somebody in the current folder would call it."""
     here = Path.cwd().resolve()
     return Path(path).relative_to(here).as_posix() if Path(path).is_relative_to(here) else str(path)
+
+
+def kept_file(file: Mapping[str, Any]) -> str:
+    """What an earlier build has left (an entry of `describe.kept_files`), as people call it."""
+    name = file["interrupted"]
+    return f"an interrupted build of {name}" if name else short_path(file["file"])
 
 
 def table(

@@ -7,12 +7,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from mergeflow.digest import printable
-from mergeflow.errors import MergeflowError
+from mergeflow.errors import MergeflowError, ResourceError
 from mergeflow.events import PhaseEnded, PhaseStarted, Reporter, Warned
 from mergeflow.executor.device import Device
 from mergeflow.executor.kept import damaged_names, open_objects, open_outputs, without
 from mergeflow.executor.run import Sink, make, open_sources
 from mergeflow.formats.files import Fingerprint, clear_dead_parts
+from mergeflow.formats.journal import SourceFile
 from mergeflow.formats.output import OutputFiles
 from mergeflow.formats.scan import Content, Scan
 from mergeflow.plan.plans import OutputPlan, Plan
@@ -62,19 +63,19 @@ def write_outputs(
     placement = outputs[0].placement
     assert placement is not None
     with ExitStack() as stack:
-        parts, sinks = [], []
-        for output in outputs:
-            part = stack.enter_context(OutputFiles(output.target, output.layout))
-            parts.append(part)
-            sinks.append(Sink(part, Scan(output.layout.tensors, samples=False)))
+        parts = _begin(stack, plan, outputs)
+        for part, output in zip(parts, outputs, strict=True):
+            _keep_journals(part, plan, output, expected)
+        sinks = [
+            Sink(part, Scan(output.layout.tensors, samples=False), part.done)
+            for part, output in zip(parts, outputs, strict=True)
+        ]
         sources = open_sources(stack, plan, [w for o in outputs for w in o.works], expected)
         with ExitStack() as kept_stack:  # closed before anything is published: it may take the place of these
             kept = open_outputs(kept_stack, plan.kept_files, plan.first_kept)
             stored = open_objects(
                 kept_stack, store, plan.kept_files, plan.first_kept, plan.checks, placement.workers, report
             )
-            for folder in dict.fromkeys(output.target.parent for output in outputs):
-                clear_dead_parts(folder)
             outputs = [without(output, {**kept, **stored}, plan.first_kept) for output in outputs]
             name = outputs[0].path if len(outputs) == 1 else f"{len(outputs)} outputs"
             report(PhaseStarted("merging", name, sum(output.layout.file_size for output in outputs)))
@@ -95,6 +96,44 @@ def write_outputs(
         )
         report(PhaseEnded("merging", name))
         return Finished(results, sum(f.bytes_read for f in sources.values()), bytes_kept)
+
+
+def _begin(stack: ExitStack, plan: Plan, outputs: Sequence[OutputPlan]) -> list[OutputFiles]:
+    """The files of the outputs, in the place of what dead builds have left; what this build takes of that stays until
+    it has ended, so that nothing is lost when it is killed in turn. Where it takes the room that the outputs need, it
+    goes: rather computed again than not at all."""
+    folders = list(dict.fromkeys(output.target.parent for output in outputs))
+    spare = {file.path for file in plan.kept_files if file.path is not None}
+    for folder in folders:
+        clear_dead_parts(folder, spare)
+    try:
+        return _opened(stack, outputs)
+    except ResourceError:
+        if not [path for folder in folders for path in clear_dead_parts(folder)]:
+            raise
+    return _opened(stack, outputs)
+
+
+def _opened(stack: ExitStack, outputs: Sequence[OutputPlan]) -> list[OutputFiles]:
+    with ExitStack() as opening:
+        parts = [opening.enter_context(OutputFiles(output.target, output.layout)) for output in outputs]
+        stack.enter_context(opening.pop_all())
+    return parts
+
+
+def _keep_journals(
+    part: OutputFiles, plan: Plan, output: OutputPlan, expected: Mapping[int, tuple[Fingerprint, ...]]
+) -> None:
+    """For the build that comes after this one, should it be killed."""
+    numbers = sorted({source for work in output.works for source, _ in work.reads})
+    sources = [
+        SourceFile(path.absolute(), at)
+        for i in numbers
+        for path, at in zip(plan.facts[i].files, expected[i], strict=True)
+    ]
+    kept = [output.kept.get(work.name) for work in output.works]
+    payloads = [work.payload if work is not None else b"" for work in kept]
+    part.keep_journals(output.path, [work.key for work in output.works], payloads, sources)
 
 
 def _publish(

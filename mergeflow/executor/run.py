@@ -18,6 +18,7 @@ from mergeflow.events import Progressed, Reporter
 from mergeflow.executor.device import Bytes, Device, Room, Worker
 from mergeflow.executor.nonfinite import make_canonical
 from mergeflow.executor.wide import run_wide
+from mergeflow.formats.blocks import Block
 from mergeflow.formats.files import Fingerprint
 from mergeflow.formats.many import ReadFiles
 from mergeflow.formats.output import OutputFiles
@@ -40,9 +41,17 @@ class Sink:
 
     part: OutputFiles | Writing
     scan: Scan
+    done: Callable[[int, bytes], None] | None = None  # told of chunks that are written: the first's number, the digests
     lost: int = 0
     overflowed: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def put(self, data: Bytes, block: Block) -> None:
+        """Write a block that the scan has seen."""
+        self.part.write(data.data, block.offset)
+        self.part.write_back(block.offset, block.nbytes)
+        if self.done is not None:
+            self.done(block.first_chunk, self.scan.chunks(block))
 
     def count(self, lost: int, early: int) -> None:
         """Results that are not finite, and how many of them were not before the last rounding either."""
@@ -101,7 +110,7 @@ def run_unit(
             sink.count(lost, worker.lost_before_rounding(programs[part.program], part.slots, unit.elements))
             if make_canonical(data, programs[part.program].out):
                 sink.scan.add(data, part.block)
-        _write(data, part, sink)
+        sink.put(data, part.block)
 
 
 def _stages(plan: Plan, keep: int) -> Stages:
@@ -119,8 +128,7 @@ def run_job(job: Job, stages: Stages, files: Mapping[int, ReadFiles], sink: Sink
             sink.count(lost, tensor.lost_before_rounding(piece))
             if make_canonical(piece.data, job.dtype):
                 sink.scan.add(piece.data, piece.block)
-        sink.part.write(piece.data.data, piece.block.offset)
-        sink.part.write_back(piece.block.offset, piece.block.nbytes)
+        sink.put(piece.data, piece.block)
         report(Progressed(piece.block.nbytes))
 
 
@@ -153,12 +161,7 @@ def _wide_unit(
 
         data = run_wide(part, worker, programs[part.program], raw, settle)
         sink.scan.add(data, part.block)
-        _write(data, part, sink)
-
-
-def _write(data: Bytes, part: Part, sink: Sink) -> None:
-    sink.part.write(data.data, part.block.offset)
-    sink.part.write_back(part.block.offset, part.block.nbytes)
+        sink.put(data, part.block)
 
 
 def open_sources(

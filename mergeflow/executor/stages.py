@@ -44,7 +44,7 @@ class Stages:
     def __init__(self, programs: Sequence[Staged], keep: int) -> None:
         torch.set_num_threads(1)  # per thread: each worker is one core
         self._programs, self._keep = programs, keep
-        self._buffers = _Buffers()
+        self._buffers = _Buffers(keep)
         self._out = allocate(PIECE)
 
     def run(self, job: Job, files: Mapping[int, ReadFiles]) -> Tensor:
@@ -59,10 +59,10 @@ class Stages:
 class _Buffers:
     """Tiles and bytes by name, made when first asked for and used again by every job of a thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep: int) -> None:
         self._tiles: dict[tuple[object, DType], torch.Tensor] = {}
         self._bytes: dict[int, Bytes] = {}
-        self._wholes: dict[tuple[int, DType], torch.Tensor] = {}
+        self._arena = allocate(keep)
 
     def tile(self, name: object, dtype: DType, n: int) -> torch.Tensor:
         found = self._tiles.get((name, dtype))
@@ -70,13 +70,10 @@ class _Buffers:
             found = self._tiles[name, dtype] = torch.empty(GRID, dtype=TORCH[dtype])
         return found if n == GRID else found[:n]
 
-    def whole(self, operand: int, dtype: DType, n: int) -> torch.Tensor:
-        """All of an operand. Memory that is new to the process costs as much as the arithmetic, so it is used again."""
-        found = self._wholes.get((operand, dtype))
-        if found is None or found.numel() < n:
-            self._wholes.pop((operand, dtype), None)
-            found = self._wholes[operand, dtype] = torch.empty(n, dtype=TORCH[dtype])
-        return found[:n]
+    def whole(self, dtype: DType, n: int, taken: int) -> torch.Tensor:
+        """All of an operand, behind the `taken` bytes of others. Memory that is new to the process costs as much as the
+        arithmetic, so all jobs of a thread use the same; what none of them needs is never touched."""
+        return torch.from_numpy(self._arena[taken : taken + n * dtype.size]).view(TORCH[dtype])
 
     def bytes(self, slot: int, nbytes: int) -> Bytes:
         found = self._bytes.get(slot)
@@ -98,7 +95,8 @@ class Tensor:
         self._kept: dict[int, torch.Tensor] = {}
         self._found: dict[int, Any] = {}
         self._used_often = _used_often(program)
-        self._measure(keep)
+        self._keep = keep
+        self._measure()
 
     def pieces(self) -> Iterator[Piece]:
         """The result from its beginning to its end."""
@@ -112,15 +110,15 @@ class Tensor:
 
     # -- the stages ----------------------------------------------------------------------------------------------
 
-    def _measure(self, keep: int) -> None:
+    def _measure(self) -> None:
         """What each kernel has to know, inner ones first. Operands that become computable at the same time are kept in
         one pass over the inputs."""
-        wanted = kept_operands(self.program)
+        wanted, taken = kept_operands(self.program), 0
         for index, op in enumerate(self.program.ops):
             if not isinstance(op, Call) or (measure := formula(op.kernel).measure) is None:
                 continue
             ready = [o for o in wanted if o not in self._kept and self._computable(o)]
-            keep -= self._keep_whole(ready, keep)
+            taken = self._keep_whole(ready, taken)
             wanted = [o for o in wanted if o not in ready]
             self._found[index] = measure(self._given(op), _Passes(self, op))
 
@@ -132,18 +130,16 @@ class Tensor:
                 return False
         return True
 
-    def _keep_whole(self, operands: Sequence[int], room: int) -> int:
-        """Keep those operands that fit; how many bytes they take."""
-        chosen, taken = [], 0
+    def _keep_whole(self, operands: Sequence[int], taken: int) -> int:
+        """Keep those operands that fit beside what is `taken` already; how many bytes are taken then."""
+        whole = {}
         for operand in operands:
-            nbytes = self.elements * self._dtype(operand).size
-            if taken + nbytes <= room:
-                chosen.append(operand)
+            dtype = self._dtype(operand)
+            nbytes = -(-self.elements * dtype.size // 64) * 64
+            if taken + nbytes <= self._keep:
+                whole[operand] = self._buffers.whole(dtype, self.elements, taken)
                 taken += nbytes
-        if not chosen:
-            return 0
-        whole = {o: self._buffers.whole(o, self._dtype(o), self.elements) for o in chosen}
-        for _ in self.tiles(chosen, 0, self.elements, None, into=whole):
+        for _ in self.tiles(tuple(whole), 0, self.elements if whole else 0, None, into=whole):
             pass
         self._kept.update(whole)
         return taken

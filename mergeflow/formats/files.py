@@ -15,6 +15,7 @@ import os
 import stat
 import sys
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -30,6 +31,7 @@ PORTABLE = os.environ.get("MERGEFLOW_PORTABLE_IO") == "1"
 _POSITIONED = hasattr(os, "preadv") and hasattr(os, "pwrite")
 _serial = itertools.count()  # two builds in one process may write the same output
 _WRITE_BACK = 2  # SYNC_FILE_RANGE_WRITE
+JOURNAL = ".journal"  # after the name of a temporary file: what of it is done (`formats.journal`)
 
 
 class Fingerprint(NamedTuple):
@@ -370,15 +372,33 @@ def sync_folder(folder: Path) -> None:
             os.close(fd)
 
 
-def clear_dead_parts(folder: Path) -> list[Path]:
-    """Remove temporary files whose writer is known to be dead; leave those of live writers and of other machines."""
+def clear_dead_parts(folder: Path, spare: Collection[Path] = ()) -> list[Path]:
+    """Remove temporary files whose writer is known to be dead, and their journals; leave those of live writers, of
+    other machines, and those to `spare`."""
     removed = []
-    for part in folder.glob(".*.part"):
-        if process_is_gone(part.name.removesuffix(".part").rsplit(".", 1)[-1].rpartition("-")[0]):
+    for part in dead_parts(folder):
+        if part in spare:
+            continue
+        for path in (part, journal_path(part)):
             with contextlib.suppress(OSError):
-                part.unlink()
-                removed.append(part)
+                path.unlink()
+                removed.append(path)
     return removed
+
+
+def dead_parts(folder: Path) -> list[Path]:
+    """The temporary files whose writer is known to be dead, also those of which only the journal is left."""
+    names = {path.name.removesuffix(JOURNAL) for path in folder.glob(".*.part*")}
+    return [folder / name for name in sorted(names) if name.endswith(".part") and process_is_gone(_mark_of(name))]
+
+
+def journal_path(part: Path) -> Path:
+    """Where the journal of a temporary file lies, if it has one."""
+    return part.with_name(part.name + JOURNAL)
+
+
+def _mark_of(name: str) -> str:
+    return name.removesuffix(".part").rsplit(".", 1)[-1].rpartition("-")[0]
 
 
 def _part_name(name: str) -> str:

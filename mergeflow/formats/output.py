@@ -6,6 +6,9 @@ leads to the others (the index of a sharded model) is taken away first and comes
 leaves no index at all, so nobody reads shards of two builds as one model, and the next build makes it again. Where an
 error stops it, what was there before is put back, every file of it. A file that is replaced waits beside its place
 under the name of a temporary file, which a later build clears away when its writer is dead.
+
+What is done of each file is noted in a journal beside it (`formats.journal`), so that a build that is killed has not
+worked for nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from mergeflow.digest import chunk_count
 from mergeflow.formats.files import Fingerprint, PartFile, check_space, set_aside, sync_folder
+from mergeflow.formats.journal import Entry, Journal, SourceFile
 from mergeflow.formats.layout import Ending, Layout, Stretch
 from mergeflow.formats.torchwriter import combine_crc32
 
@@ -44,6 +49,7 @@ class OutputFiles:
         self._space = Space(layout)
         self._sums: list[_Sum] = []
         self._parts: list[PartFile] = []
+        self._journals: list[Journal] = []
         sizes = layout.sizes(target)
         check_space(target, sum(sizes))
         try:
@@ -52,6 +58,29 @@ class OutputFiles:
         except BaseException:
             self.discard()
             raise
+
+    def keep_journals(
+        self, output: str, keys: Sequence[str], payloads: Sequence[bytes], sources: Sequence[SourceFile]
+    ) -> None:
+        """From here on, what is `done` is noted beside the files. `output` is its name for people; `keys` and
+        `payloads` (what the bytes are known to be, b'' where they are not) are by tensor in the order of the layout;
+        `sources` are the files that all of it is made of."""
+        chunk = 0
+        for part, held in zip(self._parts, self.layout.holds(), strict=True):
+            entries = []
+            first = chunk
+            for key, payload, spec in zip(keys[held], payloads[held], self.layout.tensors[held], strict=True):
+                entries.append(Entry(key, self._space.offset(spec.start), spec.nbytes, payload))
+                chunk += chunk_count(spec.nbytes)
+            if entries:
+                journal = Journal(part.path)
+                self._journals.append(journal)
+                journal.begin(output, first, entries, sources)
+
+    def done(self, chunk: int, digests: bytes) -> None:
+        """Note that chunks were written: the number of the first among those of all tensors, and their digests."""
+        for journal in self._journals:
+            journal.note(chunk, digests)
 
     def write(self, view: memoryview, position: int) -> None:
         for i, at, begin, end in self._space.cut(position, view.nbytes):
@@ -76,9 +105,9 @@ class OutputFiles:
         """Publish all files, or none. What they are then, in the order of the layout's paths."""
         for part in self._parts:
             part.seal()
-        if len(self._parts) == 1:
-            return (self._parts[0].publish(),)
-        return self._publish()
+        at = (self._parts[0].publish(),) if len(self._parts) == 1 else self._publish()
+        self._end_journals()
+        return at
 
     def _publish(self) -> tuple[Fingerprint, ...]:
         before: list[tuple[Path, Path]] = []  # where a file was, where it waits
@@ -120,6 +149,12 @@ class OutputFiles:
     def discard(self) -> None:
         for part in self._parts:
             part.discard()
+        self._end_journals()
+
+    def _end_journals(self) -> None:
+        for journal in self._journals:
+            journal.end()
+        self._journals.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -136,6 +171,11 @@ class Space:
         self._starts = [stretch.start for stretch in self.stretches]
         last = layout.tensors[-1] if layout.tensors else None
         self.end = last.start + last.nbytes if last else 0
+
+    def offset(self, position: int) -> int:
+        """Where in its file the byte at a position lies."""
+        stretch = self.stretches[bisect_right(self._starts, position) - 1]
+        return stretch.at + position - stretch.start
 
     def cut(self, position: int, nbytes: int) -> Iterator[tuple[int, int, int, int]]:
         """The parts of a range that lie together: (stretch, offset in it, begin and end in the range)."""

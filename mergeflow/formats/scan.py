@@ -100,6 +100,11 @@ class Scan:
                 picked = values[bounds[i] + k * n_all // SAMPLE - start]
                 self._samples[owner, k] = as_float(picked, block.dtype)
 
+    def chunks(self, block: Block) -> bytes:
+        """The digests of a block's chunks, one after the other, once it was added."""
+        at = block.first_chunk * DIGEST_SIZE
+        return bytes(self._digests[at : at + (len(block.bounds) - 1) * DIGEST_SIZE])
+
     def payload(self, number: int) -> bytes:
         """The digest of the bytes of one tensor, once all of them were added."""
         begin, end = self._first[number : number + 2] * DIGEST_SIZE

@@ -78,7 +78,7 @@ def slerp(a: Model, b: Model, t: Number, norm: Literal["own", "lerp"] = "own", l
     of zeros, equal or opposite directions) the result is a·(1 − t) + b·t.
 
     norm=own takes the tensors as they are (mergekit); norm=lerp takes their directions, and the length
-    (1 − t)‖a‖ + t‖b‖ (sd-mecha). lerp_above=0.9995 is linear, too, where |cos Ω| is above that, which it is for most pairs of fine-tunes
-    (mergekit).
+    (1 − t)‖a‖ + t‖b‖ (sd-mecha). lerp_above=0.9995 is linear, too, where |cos Ω| is above that, which it is for most
+    pairs of fine-tunes (mergekit).
     """
     return SLERP(a, b, t=t, norm=norm, lerp_above=lerp_above)

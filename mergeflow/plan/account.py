@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mergeflow.plan.jobs import measured
+from mergeflow.plan.kept import KeptFile
 from mergeflow.plan.plans import OutputPlan, Plan
 from mergeflow.plan.program import CONSTANT, COPY, STAGED, ZERO, TensorWork
 
@@ -20,11 +21,12 @@ COMPUTED, CAST, COPIED, KEPT, ZEROS, SET = "computed", "cast", "copied", "kept",
 
 
 class Taken(NamedTuple):
-    """What is kept of one file that an earlier build has left."""
+    """What is kept of one file that an earlier build has left, or an `interrupted` one of the output of that name."""
 
     path: Path
     tensors: int
     nbytes: int
+    interrupted: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,8 @@ def account(plan: Plan, output: OutputPlan) -> Account:
     how = tuple([_how(plan, work) for work in output.actions])
     if not output.kept:
         return Account(how, (), 0, 0, output.bytes_read, output.bytes_read)
-    tensors: Counter[Path] = Counter()
-    nbytes: Counter[Path] = Counter()
+    tensors: Counter[KeptFile] = Counter()
+    nbytes: Counter[KeptFile] = Counter()
     begun = bytes_begun = bytes_read = 0
     for work in output.actions:
         stored = 0
@@ -60,13 +62,13 @@ def account(plan: Plan, output: OutputPlan) -> Account:
                 continue
             file = plan.kept_files[source - plan.first_kept]
             if file.path is not None:
-                tensors[file.path] += 1
-                nbytes[file.path] += size
+                tensors[file] += 1
+                nbytes[file] += size
             elif not file.new:  # what this very build puts into the store is no gain yet
                 stored += size
         begun += bool(stored)
         bytes_begun += stored
-    taken = tuple([Taken(path, tensors[path], nbytes[path]) for path in tensors])
+    taken = tuple([Taken(file.path, n, nbytes[file], file.interrupted) for file, n in tensors.items() if file.path])
     alone = sum(size for work in output.works for _, size in _reads(plan, work))
     return Account(how, taken, begun, bytes_begun, bytes_read, alone)
 

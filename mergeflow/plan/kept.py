@@ -18,11 +18,13 @@ from mergeflow.plan.program import COPY, TensorWork
 
 @dataclass(frozen=True, slots=True)
 class KeptFile:
-    """A file with tensors to take: an output (`at` is what it looked like when its content was recorded) or an object
-    of the store by its id; a `new` one is made by this very build."""
+    """A file with tensors to take: an output (`at` is what it looked like when its content was recorded), what an
+    `interrupted` build of an output (its name) has left, or an object of the store by its id; a `new` one is made by
+    this very build."""
 
     path: Path | None = None
     at: Fingerprint | None = None
+    interrupted: str = ""
     object: str = ""
     new: bool = False
 

@@ -14,7 +14,7 @@ LEWD, HALF = Path("out/lewd.safetensors"), Path("out/half.safetensors")
 
 def test_builds_all_outputs_then_finds_them_up_to_date(folder: Path) -> None:
     first = run("build")
-    assert first.stdout.startswith("built 2 outputs: wrote ")
+    assert first.stdout.startswith("built 2 outputs: computed 6 tensors, copied 2, wrote ")
     assert first.stdout.count("\n") == 1
     assert "hashed" in first.stderr
     assert "out/lewd.safetensors: it is not there" in first.stderr

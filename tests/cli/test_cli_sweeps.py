@@ -43,12 +43,24 @@ def test_the_plan_shows_values_and_a_few_forms(swept: Path) -> None:
     assert shown[at + 1 : at + 3] == ["where s = 0.5, x = part", "= 1.25·a + 0.25·b − 0.5·c"]
     assert sum("as in a" in line for line in shown) == 2, "the rest is told of the first of each series"
     assert "9 of 9 to build" in shown[-1]
+    (together,) = (line for line in shown if line.startswith("in one pass with "))
+    assert together.startswith("in one pass with out/mix-0.50.safetensors, out/mix-0.75.safetensors, ")
 
 
 def test_long_series_are_cut_unless_all_is_asked_for(swept: Path) -> None:
     (swept / "recipe.yaml").write_text(RECIPE.replace("from: 0.25, to: 0.75, by: 0.25", "from: 1, to: 30, by: 1"))
     assert "… and 10 more of out/mix-{s:.2f}.safetensors (--all shows them)" in lines(run("plan").stdout)
     assert "(--all shows them)" not in run("plan", "--all").stdout
+
+
+def test_a_pass_reads_what_its_outputs_share_once(swept: Path) -> None:
+    plan = run_json("plan")
+    (made,) = plan["passes"]
+    assert made["outputs"] == [output["path"] for output in plan["outputs"]]
+    assert made["bytes_read"] == sum(source["bytes"] for source in plan["sources"]) - 2 * 8  # b's and c's integers
+    done = run_json("build")
+    assert sum(output["bytes_read"] for output in done["outputs"]) == made["bytes_read"]
+    assert done["bytes_saved"] == sum(output["bytes_read"] for output in plan["outputs"]) - made["bytes_read"]
 
 
 def test_json_names_the_values(swept: Path) -> None:
@@ -69,8 +81,9 @@ def test_graph_and_explain(swept: Path) -> None:
     ]
     assert "lewd ← a, b, c, half" in " ".join(graph.split())
     explained = lines(run("explain", "out/{x}-{s}.safetensors").stdout)
-    assert len(explained) == 6
-    assert all(line.endswith("it is not there") for line in explained)
+    assert len(explained) == 12
+    assert all(line.endswith("it is not there") for line in explained[::2])
+    assert set(explained[1::2]) == {"computes 3 of 4 tensors, copies 1"}
 
 
 def test_series_are_built_one_by_one_and_together(swept: Path) -> None:

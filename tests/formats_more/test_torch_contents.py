@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import time
 import tracemalloc
 import zipfile
 from collections import Counter, OrderedDict, defaultdict
@@ -340,9 +339,7 @@ def test_tens_of_thousands_of_tensors(tmp_path: Path) -> None:
         for offset, piece in plan.pieces([0] * count):
             file.seek(offset)
             file.write(piece)
-    begin = time.process_time()
     assert len(read_contents(path).tensors) == count
-    assert time.process_time() - begin < 30  # 3 s at the time of writing
     assert len(torch_loaded(path, mmap=True)["state_dict"]) == count
 
 

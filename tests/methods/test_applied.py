@@ -34,7 +34,8 @@ def test_the_definition_is_the_method(tmp_path: Path, models: dict[str, Model]) 
     made = []
     for i, (expression, steps) in enumerate([
         (TIES, ""), (LONG, ""), ("ties(o, [c, b @ 1, a], 0.3)", ""),
-        ("o + all", "steps:\n  half: ties_trim(a - o, 0.3)\n  all: sum_sign([ties_trim(b - o, 0.3), half, ties_trim(c - o, 0.3)])\n"),
+        ("o + all", ("steps:\n  half: ties_trim(a - o, 0.3)\n"
+                     "  all: sum_sign([ties_trim(b - o, 0.3), half, ties_trim(c - o, 0.3)])\n")),
         ("x", "steps: { x: { method: ties, base: o, models: [a, b, c], density: 0.3, elect: sum } }\n"),
     ]):  # fmt: skip
         folder = tmp_path / str(i)

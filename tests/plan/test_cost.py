@@ -1,4 +1,5 @@
-"""What planning costs: no torch, no tensor, seconds for the largest recipes, no recursion."""
+"""What planning must not do, and the largest recipes: no torch, no tensor, no recursion. `bench/planning.py` says how
+long they take."""
 
 from __future__ import annotations
 
@@ -15,21 +16,6 @@ from support.checkpoints import numbers, read, write
 from mergeflow.events import PhaseStarted, silent
 from mergeflow.sources.identify import identify
 from mergeflow.sources.memo import Memo
-
-QUIET = 0.2  # seconds that the yardstick takes on two quiet cores of a server
-
-
-def seconds(limit: float) -> float:
-    """A limit in CPU seconds for this machine as busy as it is: cores that others use as well are slower ones."""
-
-    def yardstick() -> float:
-        start, found = time.process_time(), {}
-        for i in range(300_000):
-            found[f"k{i}"] = i, str(i)
-        sorted(found)
-        return time.process_time() - start
-
-    return limit * max(1.0, min(yardstick() for _ in range(3)) / QUIET)
 
 
 @pytest.fixture
@@ -92,53 +78,36 @@ def large_model(path: Path, count: int, seed: int) -> None:
     path.write_bytes(struct.pack("<Q", len(text)) + text + seed.to_bytes(4, "little") * (at // 4))
 
 
-@pytest.mark.slow  # a limit on CPU time: not for every run on a shared machine
-def test_fifty_thousand_tensors_of_three_models(tmp_path: Path, record_property: pytest.RecordProperty) -> None:
+@pytest.mark.slow
+def test_fifty_thousand_tensors_of_three_models(tmp_path: Path) -> None:
     for i, m in enumerate("abc"):
         large_model(tmp_path / f"{m}.safetensors", 50_000, i + 1)
     time.sleep(0.03)
-    start = time.process_time()
     memo = Memo(tmp_path / "memo", print)
     for m in "abc":
         identify(tmp_path / f"{m}.safetensors", memo, silent)
     memo.close()
-    cold = time.process_time() - start
     heard = Heard()
-    start = time.process_time()
     with project(tmp_path, recipe("a + (b - c)*0.3"), heard) as p:
         made = p.plan()
-    warm = time.process_time() - start
-    start = time.process_time()
-    units = len(made.units(made.outputs[:1]))
-    cutting = time.process_time() - start
-    record_property("plan of 50,000 tensors, CPU seconds: hashing, planning, units", (cold, warm, cutting))
-    print(f"50,000 tensors x 3: hashing {cold:.2f} s, planning {warm:.2f} s, units {cutting:.2f} s")
+    _, units = made.work(made.outputs)
     assert not [e for e in heard if isinstance(e, PhaseStarted)]
     assert len(made.outputs[0].works) == 50_000
-    assert units < 50
-    assert warm < seconds(5)
-    assert cutting < seconds(2)
+    assert len(units) < 50
 
 
-@pytest.mark.slow  # a limit on CPU time: not for every run on a shared machine
-def test_a_chain_of_ten_thousand_steps(small: Path, record_property: pytest.RecordProperty) -> None:
+def test_a_chain_of_ten_thousand_steps(small: Path) -> None:
     steps = "".join(f"  s{i}: s{i - 1} + (b - c)*0.0001\n" for i in range(1, 10_000))
     text = HEAD + (
         "sources: { a: a.safetensors, b: b.safetensors, c: c.safetensors }\n"
         f"steps:\n  s0: a\n{steps}outputs: {{ mix.safetensors: s9999, same.safetensors: a + (b - c)*0.9999 }}\n"
     )
     limit = sys.getrecursionlimit()
-    start = time.process_time()
     made = plan(small, text)
-    took = time.process_time() - start
-    record_property("chain of 10,000 steps, CPU seconds", took)
-    print(f"chain of 10,000 steps: {took:.2f} s")
     assert sys.getrecursionlimit() == limit
     assert made.outputs[0].key == made.outputs[1].key
-    assert took < seconds(5)
 
 
-@pytest.mark.slow  # a limit on CPU time: not for every run on a shared machine
 def test_a_chain_with_ever_longer_fractions(small: Path) -> None:
     """Each step mixes the one before with b: the shares have thousands of digits."""
     steps = "".join(f"  s{i}: s{i - 1}*0.7 + b*0.3\n" for i in range(1, 2_000))
@@ -146,29 +115,17 @@ def test_a_chain_with_ever_longer_fractions(small: Path) -> None:
         f"sources: {{ a: a.safetensors, b: b.safetensors }}\nsteps:\n  s0: a\n{steps}"
         "outputs: { mix.safetensors: s1999 }\n"
     )
-    start = time.process_time()
     build(small, text)
-    took = time.process_time() - start
-    print(f"chain of 2,000 weighted sums: {took:.2f} s")
-    assert took < seconds(5)
     assert read(small / "mix.safetensors")["w"] == read(small / "b.safetensors")["w"]
 
 
-@pytest.mark.slow  # a limit on CPU time: not for every run on a shared machine
-def test_a_graph_of_depth_a_hundred_with_two_to_the_hundred_paths(
-    small: Path, record_property: pytest.RecordProperty
-) -> None:
+def test_a_graph_of_depth_a_hundred_with_two_to_the_hundred_paths(small: Path) -> None:
     steps = "".join(f"  x{i}: x{i - 1} + x{i - 1} - y{i - 1}\n  y{i}: y{i - 1}*2 - x{i - 1}\n" for i in range(1, 101))
     text = HEAD + (
         f"sources: {{ a: a.safetensors, b: b.safetensors }}\nsteps:\n  x0: a\n  y0: b\n{steps}"
         "outputs: { mix.safetensors: x100, two.safetensors: x1 }\n"
     )
-    start = time.process_time()
     made = plan(small, text)
-    took = time.process_time() - start
-    record_property("graph of depth 100, CPU seconds", took)
-    print(f"graph of depth 100: {took:.2f} s")
-    assert took < seconds(5)
     # x - y triples at each level, x + y stays: x100 = (1 + 3^100)/2·a + (1 - 3^100)/2·b
     (integers, divisor) = made.outputs[0].resolved.forms[0].integers()
     assert divisor == 1
@@ -182,18 +139,14 @@ def test_a_shared_step_used_twice_in_each_of_a_hundred(small: Path) -> None:
     assert made.outputs[0].resolved.forms[0].integers() == ((1,), 1)
 
 
-@pytest.mark.slow  # a limit on CPU time: not for every run on a shared machine
 def test_deep_brackets_and_long_sums(small: Path) -> None:
     deep = "(" * 500 + "a" + ")" * 500
     long = "a" + " + (b - c)*0.001" * 2_000
-    start = time.process_time()
     made = plan(small, HEAD + "sources: { a: a.safetensors, b: b.safetensors, c: c.safetensors }\n"
                 f"outputs: {{ mix.safetensors: '{long}', two.safetensors: '{deep} + (b - c)*2' }}\n")  # fmt: skip
     assert made.outputs[0].key == made.outputs[1].key
-    assert time.process_time() - start < seconds(5)
 
 
-@pytest.mark.slow  # a limit on CPU time: not for every run on a shared machine
 def test_a_graph_of_rounding_points_that_share(small: Path) -> None:
     """Each step rounds a sum of the one before, used twice; forty levels have 2**40 paths."""
     steps = "".join(
@@ -203,13 +156,10 @@ def test_a_graph_of_rounding_points_that_share(small: Path) -> None:
         "sources: { a: a.safetensors, b: b.safetensors }\n"
         f"steps:\n  s0: a\n{steps}outputs: {{ mix.safetensors: s40 }}\n"
     )
-    start = time.process_time()
     build(small, text)
-    assert time.process_time() - start < seconds(5)
     assert read(small / "mix.safetensors")["w"] == read(small / "a.safetensors")["w"]
 
 
-@pytest.mark.slow  # a limit on CPU time: not for every run on a shared machine
 def test_many_profiles_are_one_case_each(tmp_path: Path) -> None:
     """Five thousand tensors, fifty selectors: fifty-one cases."""
     model = {f"layers.{i // 100}.w{i}": numbers("F16", [1.0]) for i in range(5_000)}
@@ -218,7 +168,5 @@ def test_many_profiles_are_one_case_each(tmp_path: Path) -> None:
     write(tmp_path / "b.safetensors", other)
     entries = ", ".join(f"'layers.{i}.*': 0.{i + 10}" for i in range(49))
     text = recipe("weighted_sum(a, b, k)", "ab", more=f"params: {{ k: {{ default: 0, {entries} }} }}\n")
-    start = time.process_time()
     made = plan(tmp_path, text)
-    assert time.process_time() - start < seconds(5)
     assert len(made.outputs[0].resolved.forms) == 50

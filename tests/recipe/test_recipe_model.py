@@ -249,8 +249,8 @@ REFUSED = [
     ("params: { k: { default: 0, OUT: [1, 0] } }", "2:33", "OUT of the param k is one number", "{ gradient: [1,"),
     ("params: { k: { value: 1, min: 0 } }", "2:16", "a param is a number itself", "write k: 0.3"),
     ("params: { k: {} }", "2:14", "the param k has no value", ""),
-    ("steps: { x: { expr: a, keep: true } }", "2:24", "keep: is not in this version", ""),
-    ("steps: { x: { method: f, keep: true } }", "2:26", "keep: is not in this version", ""),
+    ("steps: { x: { expr: a, keep: maybe } }", "2:30", "keep cannot be maybe", "one of true, false"),
+    ("steps: { x: { method: f, keep: 1 } }", "2:32", "keep cannot be 1", "one of true, false"),
     ("steps: { x: { expr: a, method: f } }", "2:24", "either expr: or method:", ""),
     ("steps: { x: { round: float16 } }", "2:13", "neither expr: nor method:", ""),
     ("steps: { x: { expr: a, vae: v } }", "2:24", "vae is not an option of a step", "replace: { vae: a_model }"),
@@ -303,8 +303,8 @@ REFUSED = [
     ("outputs:\n  x.safetensors: { from: a, dtype: { unet: int8 } }", "3:44", "int8 is no floating point dtype", ""),
     ("outputs:\n  x.safetensors: { from: a, embed: inside }", "3:36", "embed cannot be inside", "sidecar"),
     ("outputs:\n  x.safetensors: { from: a, metadata: { a: { b: c } } }", "3:44", "one text, not a mapping", ""),
-    *((f"outputs:\n  x.safetensors: {{ from: a, {key}: x }}", "3:29", f"{key}: is not in this version", "")
-      for key in ("keep", "files")),
+    ("outputs:\n  x.safetensors: { from: a, keep: x }", "3:29", "keep: is an option of a step", "kept anyway"),
+    ("outputs:\n  x.safetensors: { from: a, files: x }", "3:29", "files: is not in this version", ""),
 ]  # fmt: skip
 
 

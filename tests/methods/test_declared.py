@@ -1,0 +1,116 @@
+"""Declaring methods and kernels: what is checked, what plugins' keys hold, and where jobs find room."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from method_cases import doubles, family, results
+from support.builds import plan, recipe, write_models
+
+from mergeflow.errors import MergeflowError, ResourceError
+from mergeflow.methods import kernels, registry
+from mergeflow.plan.jobs import jobs, room
+from mergeflow.plan.place import KEEP, Budget, footprint, place
+
+PLUGIN = '''
+from mergeflow.methods.kernels import kernel
+from mergeflow.methods.registry import Delta, method
+
+def _apply(given, found, tiles, begin, out):
+    out.copy_(tiles[0]).mul_(tiles[0])
+
+SQUARE = kernel("plugin_square", version=1, operands=("delta",), result="delta", apply=_apply, zeros=True)
+
+@method(SQUARE)
+def plugin_square(delta: Delta) -> Delta:
+    """delta * delta"""
+    return SQUARE(delta)
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of a module that declares a method; what it declares is forgotten afterwards."""
+    monkeypatch.setattr(registry, "_registered", dict(registry.built_in()))
+    monkeypatch.setattr(kernels, "_formulas", dict(kernels._formulas))
+    folder = tmp_path / "plugin"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield folder
+    for name in ("plugin_one", "plugin_two"):
+        sys.modules.pop(name, None)
+
+
+def load(folder: Path, name: str, text: str) -> None:
+    (folder / f"{name}.py").write_text(text)
+    __import__(name)
+
+
+def test_a_method_of_ones_own(tmp_path: Path, plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load(plugin, "plugin_one", PLUGIN)
+    models = family("F32", "a")
+    found = results(tmp_path / "x", "plugin_square(a - o)", models, "float64")
+    delta = doubles(models["a"]["row"]) - doubles(models["o"]["row"])
+    assert np.array_equal(doubles(found["row"]), delta * delta)
+    text = recipe("plugin_square(a - o)", "o a ", dtype="float64")
+    before = {w.name: w.key for w in plan(tmp_path / "x", text).outputs[0].works}
+    monkeypatch.setattr(kernels, "_formulas", {k: v for k, v in kernels._formulas.items() if k != "plugin_square"})
+    load(plugin, "plugin_two", PLUGIN + "# another source\n")
+    after = {w.name: w.key for w in plan(tmp_path / "x", text).outputs[0].works}
+    assert {name for name in before if before[name] == after[name]} == {"same", "ids", "none"}
+
+
+def test_two_kernels_of_one_name(plugin: Path) -> None:
+    with pytest.raises(MergeflowError, match="two kernels are called ties_trim"):
+        load(plugin, "plugin_one", PLUGIN.replace('"plugin_square", v', '"ties_trim", v'))
+
+
+@pytest.mark.parametrize(
+    ("annotation", "message"),
+    [("Tensor", "the annotation Tensor is not known"), ("int", "parameter delta must be annotated as one of Model")],
+)
+def test_annotations(plugin: Path, annotation: str, message: str) -> None:
+    with pytest.raises(MergeflowError, match=message):
+        load(
+            plugin,
+            "plugin_one",
+            "from __future__ import annotations\n" + PLUGIN.replace("delta: Delta", f"delta: {annotation}"),
+        )
+
+
+def test_every_built_in_method_says_what_it_is() -> None:
+    for method in registry.built_in().values():
+        assert method.formula
+        assert method.tier == "exact"
+        assert "arXiv" in method.doc or "Shoemake" in method.doc or not method.kernels or method.name == "match_l1"
+
+
+def test_jobs_have_room_in_the_plan(tmp_path: Path) -> None:
+    write_models(tmp_path, family("F16"))
+    planned = plan(tmp_path, recipe("ties(o, [a, b, c])", "o a b c "))
+    (output,) = planned.outputs
+    large = [w._replace(shape=(40_000_000,)) for w in output.works if w.staged >= 0][:1]
+    buffers, useful = room(planned.staged, large)
+    assert useful == 3 * 4 * 40_000_000
+    need = footprint(planned.programs, [large], planned.staged)
+    rich, poor = place(need, Budget(1 << 33, 2)), place(need, Budget(300_000_000, 2))
+    assert (rich.workers, rich.keep) == (2, KEEP)
+    assert rich.peak >= 2 * (KEEP + buffers)
+    assert poor.keep < KEEP
+    assert poor.peak <= 300_000_000
+    with pytest.raises(ResourceError, match="this merge needs"):
+        place(need, Budget(200_000_000, 2))
+
+
+def test_the_largest_job_is_the_first(tmp_path: Path) -> None:
+    write_models(tmp_path, family("F16"))
+    (output,) = (planned := plan(tmp_path, recipe("ties(o, [a, b, c])", "o a b c "))).outputs
+    found = jobs([(output.works, output.layout.tensors)])
+    assert [job.elements for job in found] == sorted([job.elements for job in found], reverse=True)
+    assert len(found) == sum(w.staged >= 0 and w.nbytes > 0 for w in output.works) > 0
+    assert planned.staged
