@@ -16,6 +16,8 @@ from mergeflow.arch import UNKNOWN, VAE, Architecture
 from mergeflow.errors import IntegrityError
 from mergeflow.events import PhaseEnded, PhaseStarted, Progressed, Reporter, silent
 from mergeflow.formats.many import ReadFiles
+from mergeflow.plan.embed import KIND
+from mergeflow.plan.related import ENOUGH, RELATED
 from mergeflow.sources.adapt import Adapted, adapt
 from mergeflow.sources.identify import Identified
 from mergeflow.tensors import DType, TensorSpec
@@ -148,7 +150,36 @@ def compare(a: Identified, b: Identified, *, report: Reporter = silent, workers:
     place = {name: stretch(architecture, name) for name in states}
     order = sorted(states, key=lambda name: _order(architecture, *place[name], name))
     tensors = (Compared(n, *place[n], states[n], sums.get(n, Sums()), why.get(n, "")) for n in order)
-    return Comparison(architecture, tuple(tensors), (*left.notes, *right.notes))
+    no_models = left.kind or right.kind or _is_delta(a) or _is_delta(b)
+    strange = [] if no_models else _strangers(a, b, right, states, pairs, sums)
+    return Comparison(architecture, tuple(tensors), (*left.notes, *right.notes, *strange))
+
+
+def _is_delta(found: Identified) -> bool:
+    return found.metadata.get(KIND) == "delta"
+
+
+def _strangers(
+    a: Identified,
+    b: Identified,
+    right: Adapted,
+    states: Mapping[str, str],
+    pairs: Mapping[str, tuple[TensorSpec, TensorSpec]],
+    sums: Mapping[str, Sums],
+) -> list[str]:
+    """One line if the weights of B have nothing to do with those of A, as planning a merge of them would say.
+
+    Told from whole matrices (gains near 1 are alike in all models), and only where most of them changed: a relative
+    with the VAE of a stranger is a relative.
+    """
+    changed = sum((sums[name] for name, (one, _) in pairs.items() if len(one.shape) > 1), Sums())
+    same = sum(
+        spec.elements for spec in right.tensors.values() if len(spec.shape) > 1 and states.get(spec.name) == SAME
+    )
+    if changed.cosine is None or changed.values < max(ENOUGH, same) or changed.cosine >= RELATED:
+        return []
+    told = f"the cosine of their weights is {changed.cosine:.2f}"
+    return [f"{b.path.name} and {a.path.name} share no training history ({told}); a merge of them would be noise"]
 
 
 def stretch(architecture: Architecture, name: str) -> tuple[str, str]:

@@ -76,9 +76,11 @@ def leave_stamp(asked: Asked, project: Project, plan: Plan, records: Records) ->
     """Remember a finished build. Sources and outputs are stamped with what was checked, not with what is there now."""
     from mergeflow.arch import user_files, user_places  # as below: what a build with nothing to do does not need
     from mergeflow.build.published import side_files
+    from mergeflow.methods.registry import foreign_files
 
     own = [Path(name) for name in project.architectures_named() if name.endswith(".toml")]
     files = [*project.bound.files, *own, *(path for path in user_files().values() if path.is_file())]
+    files += foreign_files()
     outputs = []
     for output in plan.outputs:
         at = []

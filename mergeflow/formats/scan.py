@@ -164,7 +164,8 @@ def e4m3_table() -> npt.NDArray[np.float32]:
 
 
 def _ranges(data: Bytes, block: Block) -> tuple[Ints, Ints, Ints]:
-    """Per chunk: least and greatest finite value in the order of `_ordered`, and the count of non-finite ones."""
+    """Per chunk: least and greatest finite value, as the magnitude's bits negated for negative numbers (where there is
+    none, the greatest and the least int64), and the count of non-finite ones."""
     signed_type, unsigned_type, limit = _VIEWS[block.dtype]
     signed, unsigned = data.view(signed_type), data.view(unsigned_type)
     starts = np.array(block.bounds[:-1], np.int64) // block.dtype.size

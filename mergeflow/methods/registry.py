@@ -19,11 +19,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, overload
 
 from mergeflow.errors import MergeflowError, Place, UnknownName
@@ -156,6 +158,13 @@ def built_in() -> Mapping[str, Method]:
     for module in _BUILT_IN:
         importlib.import_module(f"mergeflow.methods.{module}")
     return dict(sorted(_registered.items()))
+
+
+def foreign_files() -> list[Path]:
+    """The files of the modules that methods in use come from and that are not mergeflow's own."""
+    modules = {method.function.__module__ for method in _registered.values()}
+    found = (getattr(sys.modules.get(name), "__file__", None) for name in modules if not name.startswith("mergeflow."))
+    return sorted(Path(path) for path in found if path is not None)
 
 
 def find(name: str, place: Place | None = None) -> Method:

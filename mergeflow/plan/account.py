@@ -53,24 +53,28 @@ def account(plan: Plan, output: OutputPlan) -> Account:
         return Account(how, (), 0, 0, output.bytes_read, output.bytes_read)
     tensors: Counter[KeptFile] = Counter()
     nbytes: Counter[KeptFile] = Counter()
-    begun = bytes_begun = bytes_read = 0
-    for work in output.actions:
-        stored = 0
-        for (source, _), size in _reads(plan, work):
+    begun = bytes_begun = bytes_read = bytes_alone = 0
+    for work, action in zip(output.works, output.actions, strict=True):
+        own = stored = 0
+        gain = True
+        for (source, _), size in _reads(plan, action):
             if source < plan.first_kept:
-                bytes_read += size
+                own += size
                 continue
             file = plan.kept_files[source - plan.first_kept]
             if file.path is not None:
                 tensors[file] += 1
                 nbytes[file] += size
-            elif not file.new:  # what this very build puts into the store is no gain yet
+            elif file.new:  # what this very build puts into the store is no gain yet
+                gain = False
+            else:
                 stored += size
         begun += bool(stored)
         bytes_begun += stored
+        bytes_read += own
+        bytes_alone += sum(size for _, size in _reads(plan, work)) if gain else own
     taken = tuple([Taken(file.path, n, nbytes[file], file.interrupted) for file, n in tensors.items() if file.path])
-    alone = sum(size for work in output.works for _, size in _reads(plan, work))
-    return Account(how, taken, begun, bytes_begun, bytes_read, alone)
+    return Account(how, taken, begun, bytes_begun, bytes_read, bytes_alone)
 
 
 def read_once(plan: Plan, outputs: Sequence[OutputPlan]) -> int:

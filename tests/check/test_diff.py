@@ -51,6 +51,16 @@ def test_relatives(sd15: dict[str, Path]) -> None:
     assert len(document["tensors"]) == 1131
 
 
+def test_strangers_are_called_so(sd15: dict[str, Path], tmp_path: Path) -> None:
+    document = run_json("diff", sd15["A"], sd15["stranger"], exit_code=3)
+    (note,) = document["notes"]
+    assert note.startswith("stranger.safetensors and A.safetensors share no training history (the cosine")
+    assert run_json("diff", sd15["A"], sd15["B"], exit_code=3)["notes"] == []
+    foreign = {n: t for n, t in load_file(sd15["stranger"]).items() if n.startswith("first_stage_model.")}
+    path = changed(sd15["B"], tmp_path / "x.safetensors", lambda t: t.update(foreign))
+    assert run_json("diff", sd15["A"], path, exit_code=3)["notes"] == []  # a relative with the VAE of a stranger
+
+
 def test_sums_are_those_of_numpy_over_all_tensors(sd15: dict[str, Path]) -> None:
     one, other = load_file(sd15["A"]), load_file(sd15["B"])
     names = [n for n in one if n.startswith("model.") and one[n].dtype == np.float16]
@@ -130,6 +140,31 @@ def test_the_picture_is_well_formed(sd15: dict[str, Path], tmp_path: Path) -> No
     assert "#e8e8e8" in fills  # the VAE is the same
     right = max(float(r.get("x", 0)) + float(r.get("width")) for r in root.iter(f"{SVG}rect"))
     assert right <= float(root.get("width"))
+
+
+def test_titles_and_labels_of_the_picture_fit_their_places() -> None:
+    names = f"{'長' * 60}-v1.safetensors", f"{'x' * 120}-v2.safetensors"
+    blocks = {("a_component_with_a_long_name", f"controlled_convolutions.{i}"): module.Tally() for i in range(30)}
+    root = ElementTree.fromstring(svg(" → ".join(names), blocks))
+    assert root.find(f"{SVG}title").text == " → ".join(names)
+    one, other, component, *_ = (text.text for text in root.findall(f"{SVG}text"))
+    assert one.endswith("-v1.safetensors →")
+    assert other.endswith("-v2.safetensors")
+    assert sum(2 if c == "長" else 1 for c in one) <= 95 >= len(other)
+    assert len(component) <= 11
+    labels = [group.find(f"{SVG}text").text for group in root.findall(f"{SVG}g")]
+    assert len(set(labels)) == 30  # the number at the end is what tells them apart
+    assert max(map(len, labels)) == 10
+
+
+@pytest.mark.parametrize("relative", np.geomspace(0.0005, 2, 40))
+def test_what_is_written_in_a_square_can_be_read(relative: float) -> None:
+    """By WCAG 2: the letters' colour is the one of the two that contrasts more, at least 4.5 to 1."""
+    fill, dark = shade(relative)
+    channels = np.array([int(fill[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ [0.2126, 0.7152, 0.0722]
+    assert (1.05 / (luminance + 0.05) if dark else (luminance + 0.05) / 0.05) >= 4.5
 
 
 def test_the_picture_escapes_names() -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from method_cases import doubles, family, results
-from support.builds import plan, recipe, write_models
+from support.builds import plan, recipe, settings, write_models
 
+import mergeflow
+from mergeflow.build.quick import Asked, unchanged
 from mergeflow.errors import MergeflowError, ResourceError
 from mergeflow.methods import kernels, registry
 from mergeflow.plan.jobs import jobs, room
@@ -114,3 +117,17 @@ def test_the_largest_job_is_the_first(tmp_path: Path) -> None:
     assert [job.elements for job in found] == sorted([job.elements for job in found], reverse=True)
     assert len(found) == sum(w.staged >= 0 and w.nbytes > 0 for w in output.works) > 0
     assert planned.staged
+
+
+def test_an_edited_plugin_is_seen_by_the_build_that_has_nothing_to_do(tmp_path: Path, plugin: Path) -> None:
+    """The stamp of a finished build covers the files of the methods it used."""
+    load(plugin, "plugin_one", PLUGIN)
+    write_models(tmp_path, family("F32", "a"))
+    (tmp_path / "recipe.yaml").write_text(recipe("o + plugin_square(a - o)", "o a "))
+    time.sleep(0.04)  # files that were written this very moment are not trusted
+    asked = Asked(tmp_path / "recipe.yaml", (), {}, {})
+    with mergeflow.load(asked.recipe, settings=settings(tmp_path)) as p:
+        p.build(asked=asked)
+    assert unchanged(asked, settings(tmp_path)) is not None
+    (plugin / "plugin_one.py").write_text(PLUGIN + "# edited\n")
+    assert unchanged(asked, settings(tmp_path)) is None

@@ -30,8 +30,9 @@ RECIPES = {
     "sweep": "params: {{ s: {{ sweep: [{m}, 0.5] }} }}\nsteps: {{ t: 'ties(a, [b, c], density={d})' }}\noutputs:\n"
     '  "z-{{s}}.safetensors": a*(1 - s) + t*s\n',
 }
+SOURCES = "sources: { a: a.safetensors, b: b.safetensors, c: c.safetensors }\n"
 TEXTS = {
-    f"{name}-{m}-{d}": HEAD + "sources: { a: a.safetensors, b: b.safetensors, c: c.safetensors }\n" + text.format(m=m, d=d)
+    f"{name}-{m}-{d}": HEAD + SOURCES + text.format(m=m, d=d)
     for name, text in RECIPES.items() for m in ("0.25", "0.7") for d in ("0.2", "0.6")
 }  # fmt: skip
 
@@ -125,7 +126,7 @@ def test_eight_builders_one_collector_and_three_that_are_killed(folder: Path, lo
     if locks == "none" and os.name == "nt":
         pytest.skip("there is no SQLite without locks on Windows")
     collector = started(COLLECTOR, folder / "cache", locks, heard=False)
-    builders = [started(BUILDER, folder, i, locks, 15) for i in range(8)]
+    builders = [started(BUILDER, folder, i, locks, 8) for i in range(8)]
     doomed = [started(BUILDER, folder, 8 + i, locks, 1000) for i in range(3)]
     for i, process in enumerate(doomed):
         assert process.stdout is not None
