@@ -23,7 +23,7 @@ from mergeflow.build.published import (
     strange_side_file,
 )
 from mergeflow.build.quick import Asked, leave_stamp
-from mergeflow.build.settings import BuildResult, BuiltOutput, Settings, cache_folder
+from mergeflow.build.settings import BuildResult, BuiltOutput, Settings, StoredResult, cache_folder
 from mergeflow.build.state import is_ours, look
 from mergeflow.build.storing import Shelf
 from mergeflow.build.targets import choose, targets
@@ -230,9 +230,9 @@ class Project:
         if strangers and not self.settings.keep_going:
             raise next(iter(strangers.values()))
         self.shelf.note_use(plan)
-        self._make_objects(plan)
-        result = BuildResult(tuple(self._run(plan, strangers)))
-        self.shelf.end_build(made=bool(plan.objects))
+        stored = tuple(self._make_objects(plan))
+        result = BuildResult(tuple(self._run(plan, strangers)), stored)
+        self.shelf.end_build(plan)
         if not result.failed:
             clear_interrupted(plan)
         if asked is not None and not result.failed:
@@ -256,7 +256,7 @@ class Project:
                 )
         return found
 
-    def _make_objects(self, plan: Plan) -> None:
+    def _make_objects(self, plan: Plan) -> Iterator[StoredResult]:
         """What the outputs begin from and is to be kept for other builds."""
         from mergeflow.executor.devices import find
         from mergeflow.executor.objects import write_object
@@ -264,7 +264,9 @@ class Project:
         expected = {i: found.at for i, found in self._identified.items()}
         for planned in plan.objects:
             assert planned.placement is not None
-            write_object(plan, planned, find(planned.placement.device), self.report, expected, self.shelf.store)
+            device = find(planned.placement.device)
+            bytes_read = write_object(plan, planned, device, self.report, expected, self.shelf.store)
+            yield StoredResult(planned.title, planned.layout.file_size, bytes_read)
 
     def _run(self, plan: Plan, refused: Mapping[str, MergeflowError]) -> Iterator[BuiltOutput]:
         """What came of each output, in the order of the recipe; those of one pass are made when the first is due."""

@@ -54,9 +54,18 @@ class BuiltOutput:
     tally: Tally = Tally()
 
 
+class StoredResult(NamedTuple):
+    """What was put into the store: `nbytes` of it, after reading `bytes_read` of sources."""
+
+    title: str
+    nbytes: int
+    bytes_read: int
+
+
 @dataclass(frozen=True, slots=True)
 class BuildResult:
     outputs: tuple[BuiltOutput, ...]
+    stored: tuple[StoredResult, ...] = ()
 
     @property
     def failed(self) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mergeflow.build.machine import parse_memory
 from mergeflow.build.settings import Settings, cache_folder
+from mergeflow.errors import RecipeError
 from mergeflow.formats.files import write_file
 from mergeflow.plan.cost import Rates
 from mergeflow.plan.plans import Plan
@@ -30,7 +31,7 @@ class Shelf:
     """One project's way to the store. What it finds is kept from gc until it is closed."""
 
     def __init__(self, settings: Settings, memo: Path, warn: Callable[[str], None]) -> None:
-        self._folder, self._memo = cache_folder(settings), memo
+        self._folder, self._memo, self._warn = cache_folder(settings), memo, warn
         self.store: Store = LocalStore(self._folder, warn)
         self._held = ExitStack()
         self._building = False
@@ -59,17 +60,22 @@ class Shelf:
         if used or plan.objects:
             self.store.count(hits=len(used), misses=misses, bytes_saved=sum(check.nbytes for check in used))
             self.store.touch([check.key for check in used])
+        for declined in plan.declined:
+            if declined.asked:
+                self._warn(f"{declined.title} is not kept, though the recipe says `keep: true`: {declined.reason}")
 
-    def end_build(self, *, made: bool) -> None:
-        """Keep the store within its limit, where a build has added to it. No grace: what this build and others have
-        asked for is leased."""
-        if made:
+    def end_build(self, plan: Plan) -> None:
+        """Keep the store within its limit, where a build had to do with it. Its own leases end before, or what it used
+        could not go however little the store may hold; no grace, as what others have asked for is leased."""
+        self._held.close()
+        self._building = False
+        if plan.objects or plan.checks or plan.declined:
             self.store.gc(Limits(max_size=self._limit(), grace=0.0))
 
     def _limit(self) -> int:
-        asked = os.environ.get(SIZE_VARIABLE)
+        asked = os.environ.get(SIZE_VARIABLE, "").strip()
         if asked:
-            return parse_memory(asked)
+            return _parse_size(asked)
         return min(LARGEST, shutil.disk_usage(_there(self._folder)).total // 10)
 
     def _room(self) -> int:
@@ -86,6 +92,22 @@ class Shelf:
             known[device] = _measure(self._folder)
             write_file(path, json.dumps(known, indent=1).encode())
         return Rates(*known[device])
+
+
+def _parse_size(text: str) -> int:
+    """Bytes; unlike of memory, none at all is an answer.
+
+    Raises:
+        RecipeError: it is no amount.
+    """
+    if text.upper() in ("0", "0B"):
+        return 0
+    try:
+        return parse_memory(text)
+    except RecipeError as error:
+        raise RecipeError(
+            f"{SIZE_VARIABLE} is {text!r}, which is no size", hint="write it as 20GB; 0 keeps nothing"
+        ) from error
 
 
 def _read(path: Path) -> dict[str, list[float]]:

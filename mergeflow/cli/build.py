@@ -89,8 +89,9 @@ def tell(result: BuildResult, screen: Screen, began: float, *, as_json: bool) ->
             screen.say(f"{paint('failed:', fg='red', bold=True)} {output.path}: {text}")
     if as_json:
         made = [_entry(output) for output in result.outputs]
+        stored = [kept._asdict() for kept in result.stored]
         more = {"seconds": round(took, 3), "bytes_saved": saved(result.outputs), "failed": result.failed}
-        print_json(SCHEMA, outputs=made, warnings=screen.warnings, **more)
+        print_json(SCHEMA, outputs=made, stored=stored, warnings=screen.warnings, **more)
     else:
         click.echo(summary(result, took))
     if result.failed:
@@ -114,9 +115,15 @@ def summary(result: BuildResult, took: float) -> str:
         parts.append(f"{current:,} up to date")
     if failed:
         parts.append(f"{failed:,} failed")
-    wrote, read = (human_bytes(sum(n)) for n in ([o.nbytes for o in built], [o.bytes_read for o in built]))
+    wrote = human_bytes(sum(o.nbytes for o in built))
+    read = human_bytes(sum(o.bytes_read for o in built) + sum(kept.bytes_read for kept in result.stored))
+    done = (
+        [*_done(built), f"stored {human_bytes(sum(s.nbytes for s in result.stored))}"]
+        if result.stored
+        else _done(built)
+    )
     less = f" ({human_bytes(spared)} saved)" if (spared := saved(built)) else ""
-    return f"{', '.join(parts)}: {', '.join(_done(built))}, wrote {wrote}, read {read}{less}, {seconds(took)}"
+    return f"{', '.join(parts)}: {', '.join(done)}, wrote {wrote}, read {read}{less}, {seconds(took)}"
 
 
 def saved(outputs: Sequence[BuiltOutput]) -> int:

@@ -23,8 +23,9 @@ def write_object(
     report: Reporter,
     expected: Mapping[int, tuple[Fingerprint, ...]],
     store: Store,
-) -> None:
-    """Compute one object into the store. Where that fails for want of room, the build goes on without it.
+) -> int:
+    """Compute one object into the store; the bytes of sources that were read for it. Where it fails for want of room,
+    the build goes on without it.
 
     Raises:
         IntegrityError: a source is not the file that was planned with.
@@ -42,3 +43,4 @@ def write_object(
             report(PhaseEnded("computing", planned.title))
         except ResourceError as error:
             report(Warned(f"{planned.title} is not kept: {error.message}"))
+        return sum(file.bytes_read for file in sources.values())

@@ -33,6 +33,25 @@ def mixed_length(first: float, second: float, t: Fraction) -> tuple[Decimal, Dec
         return length / a, length / b
 
 
+def arc(cosine: Decimal) -> Decimal:
+    """The angle that has this cosine, which is above −1, to the digits of the context."""
+    return 2 * _arctangent(((1 - cosine) / (1 + cosine)).sqrt())
+
+
+def sine_and_cosine(x: Decimal) -> tuple[Decimal, Decimal]:
+    """To the digits of the context."""
+    return _sine(x), _sine(2 * _arctangent(Decimal(1)) - x)
+
+
+def cosine_of(halves: Fraction) -> float:
+    """cos(π·halves), the nearest double; exactly 1, 0 or −1 where it is."""
+    if (2 * halves).denominator == 1:
+        return (1.0, 0.0, -1.0, 0.0)[int(2 * halves) % 4]
+    with localcontext(_DIGITS):
+        turn = 4 * _arctangent(Decimal(1)) * halves.numerator / halves.denominator
+        return float(sine_and_cosine(turn)[1])
+
+
 def _sine(x: Decimal) -> Decimal:
     turn = 8 * _arctangent(Decimal(1))
     x %= turn

@@ -70,9 +70,10 @@ class Reuse:
         if not keys:
             return list(outputs)
         found = storing.find(keys)
-        for step in steps:
-            step.works = {key: work for key, work in step.works.items() if key not in found}
-        covered = found.keys() | {key for step in steps for key in step.works}
+        covered = set(found)
+        for step in steps:  # two of them may come to the same
+            step.works = {key: work for key, work in step.works.items() if key not in covered}
+            covered |= step.works.keys()
         workers = self._request.workers or self._request.budget.cores
         rates = storing.rates() if any(work.program == STAGED for work in works) else None
         pays = [] if rates is None else worth_keeping(

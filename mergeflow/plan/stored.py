@@ -48,12 +48,13 @@ class ObjectPlan:
 
 @dataclass(frozen=True, slots=True)
 class Declined:
-    """What could have been kept and is not: its size and cost, for people."""
+    """What could have been kept and is not: its size and cost, for people. `asked`: by `keep: true`."""
 
     title: str
     nbytes: int
     cost: Estimate
     reason: str
+    asked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +225,9 @@ def choose(wanted: Sequence[Wanted], room: int) -> tuple[list[Wanted], list[Decl
         if not (group.forced or group.cost.worth_it):
             declined.append(Declined(group.group, group.nbytes, group.cost, "it is as fast to compute it again"))
         elif group.nbytes > room:
-            declined.append(Declined(group.group, group.nbytes, group.cost, "there is no room for it in the store"))
+            declined.append(
+                Declined(group.group, group.nbytes, group.cost, "there is no room for it in the store", group.forced)
+            )
         else:
             room -= group.nbytes
             chosen.append(group)

@@ -1,0 +1,252 @@
+"""Means of directions: of several tensors, each taken as a point of a sphere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from decimal import Context, Decimal, localcontext
+from fractions import Fraction
+
+from mergeflow.errors import RecipeError
+from mergeflow.ir.kernels import Range
+from mergeflow.ir.nodes import combine
+from mergeflow.ir.numbers import ONE
+from mergeflow.methods.gram import Table, add_up, dots, finite
+from mergeflow.methods.kernels import Formula, Given, Measure, Passes, kernel
+from mergeflow.methods.registry import Model, Models, Weighted, method
+from mergeflow.methods.shares import shares_of, weights_of
+from mergeflow.methods.spherical import SLERP, shares
+
+Vector = list[Decimal]
+_DIGITS = Context(prec=40)
+_NOWHERE = Decimal("1e-20")  # the squared length of a mean of unit vectors that counts as none: they cancel
+_STEPS, _STILL = 64, Decimal("1e-12")  # of the Karcher mean: how many, and how short a step is the last
+
+
+def _arc(given: Given, passes: Passes) -> Sequence[float]:
+    """The shares of slerp; with one difference alone (the other is zero everywhere) its weight."""
+    if len(given.weights) == 1:
+        return (float(given.weights[0]),)
+    table = dots(passes, 2)
+    return shares(table[0][0], table[1][1], table[0][1], given.weights[1], ONE, mix_lengths=False)
+
+
+SLERP_DELTA = kernel(
+    "slerp_delta",
+    cost=2.0,
+    version=1,
+    operands=("delta",),
+    many=True,
+    result="delta",
+    measure=_arc,
+    apply=add_up,
+    symmetric=True,
+    zeros=True,
+    same=True,
+)
+
+
+@method(SLERP, SLERP_DELTA)
+def nuslerp(models: Models, base: Model | None = None) -> Model:
+    """slerp(x1, x2, t) with t = w2 / (w1 + w2); base + slerp(x1 − base, x2 − base, t) when a base is given
+
+    Shoemake 1985, "Animating rotation with quaternion curves", for weights (`x @ w`) and for differences: of two
+    models. Where there is no angle the mean is linear.
+
+    mergekit's `nuslerp` as it is by default, whole tensors; its row-wise form (nuslerp_flatten: false) is not here, and
+    it is linear already where sin Ω is below 1e-8.
+    """
+    if len(models) != 2:
+        raise RecipeError(f"nuslerp takes two models, not {len(models)}", hint="multislerp and karcher take more")
+    part = shares_of(models)
+    if base is None:
+        return SLERP(models[0].model, models[1].model, t=part[1], norm="own", lerp_above=ONE)
+    return combine([base, SLERP_DELTA(*(item.model - base for item in models), weights=part)])
+
+
+class _Sphere:
+    """The directions of the operands that have one: their cosines, and what the lengths of all come to."""
+
+    def __init__(self, table: Table, weights: Sequence[Fraction]) -> None:
+        lengths = [Decimal(table[i][i]).sqrt() for i in range(len(table))]
+        self.count = len(table)
+        self.used = [i for i, length in enumerate(lengths) if length]
+        self.lengths = [lengths[i] for i in self.used]
+        given = [_decimal(weights[i]) for i in self.used]
+        self.length = sum((w * x for w, x in zip(given, self.lengths, strict=True)), Decimal(0))
+        whole = sum(given, Decimal(0))
+        self.weights = [w / whole for w in given] if whole else given
+        self._cosines = [
+            [_within(Decimal(table[i][j]) / (x * y)) for j, y in zip(self.used, self.lengths, strict=True)]
+            for i, x in zip(self.used, self.lengths, strict=True)
+        ]
+
+    def along(self, a: Vector) -> Vector:
+        """⟨uᵢ, Σ aⱼuⱼ⟩ for each direction uᵢ."""
+        return [sum((x * c for x, c in zip(a, row, strict=True)), Decimal(0)) for row in self._cosines]
+
+    def square(self, a: Vector) -> Decimal:
+        """‖Σ aᵢuᵢ‖²"""
+        return max(Decimal(0), sum((x * y for x, y in zip(a, self.along(a), strict=True)), Decimal(0)))
+
+    def unit(self, a: Vector) -> Vector | None:
+        """The direction of Σ aᵢuᵢ; None where they cancel."""
+        square = self.square(a)
+        if square < _NOWHERE:
+            return None
+        length = square.sqrt()
+        return [x / length for x in a]
+
+
+def _decimal(x: Fraction) -> Decimal:
+    return Decimal(x.numerator) / Decimal(x.denominator)
+
+
+def _within(x: Decimal) -> Decimal:
+    return max(Decimal(-1), min(Decimal(1), x))
+
+
+def _measured(direction: Callable[[_Sphere], Vector | None]) -> Measure:
+    """How a kernel finds its shares, given how it finds the direction of the mean. Linear where there is none."""
+
+    def measure(given: Given, passes: Passes) -> list[float]:
+        table = dots(passes, len(given.weights))
+        linear = [float(w) for w in given.weights]
+        if not finite(table):
+            return linear
+        with localcontext(_DIGITS):
+            sphere = _Sphere(table, given.weights)
+            if len(sphere.used) < 2:
+                return linear
+            found = direction(sphere)
+            if found is None:
+                return linear
+            shares = [0.0] * sphere.count
+            for i, a, length in zip(sphere.used, found, sphere.lengths, strict=True):
+                shares[i] = float(a * sphere.length / length)
+            return shares
+
+    return measure
+
+
+def _tangent(sphere: _Sphere) -> Vector | None:
+    """m cos‖v‖ + v sin‖v‖ / ‖v‖ with m the middle direction and v the weighed sum of what is across it."""
+    middle = sphere.unit(sphere.weights)
+    if middle is None:
+        return None
+    return _moved(sphere, middle, _across(sphere.weights, sphere.along(middle), middle))
+
+
+def _karcher(sphere: _Sphere) -> Vector | None:
+    """m ← exp_m(Σ wᵢ log_m(uᵢ)) from the middle direction on, until the step is short."""
+    from mergeflow.methods.angles import arc
+
+    mean = sphere.unit(sphere.weights)
+    for _ in range(_STEPS):
+        if mean is None:
+            return None
+        cosines = [_within(c) for c in sphere.along(mean)]
+        if min(cosines) <= _STILL - 1:
+            return None  # opposite to the mean: no way there is the shortest
+        pulls = []
+        for w, c in zip(sphere.weights, cosines, strict=True):
+            sine = ((1 - c) * (1 + c)).sqrt()
+            pulls.append(w * arc(c) / sine if sine > _STILL else w)
+        step = _across(pulls, cosines, mean)
+        if sphere.square(step) <= _STILL * _STILL:
+            return mean
+        moved = _moved(sphere, mean, step)
+        mean = sphere.unit(moved)  # what rounding has added to its length
+    return mean
+
+
+def _across(pulls: Vector, cosines: Vector, middle: Vector) -> Vector:
+    """Σ pᵢ(uᵢ − ⟨uᵢ, m⟩m)"""
+    along = sum((p * c for p, c in zip(pulls, cosines, strict=True)), Decimal(0))
+    return [p - along * m for p, m in zip(pulls, middle, strict=True)]
+
+
+def _moved(sphere: _Sphere, middle: Vector, step: Vector) -> Vector:
+    """From a point of the sphere along a tangent, as far as that is long."""
+    from mergeflow.methods.angles import sine_and_cosine
+
+    length = sphere.square(step).sqrt()
+    if not length:
+        return middle
+    sine, cosine = sine_and_cosine(length)
+    return [cosine * m + sine / length * s for m, s in zip(middle, step, strict=True)]
+
+
+def _pair(
+    name: str, direction: Callable[[_Sphere], Vector | None], ranges: dict[str, Range]
+) -> tuple[Formula, Formula]:
+    """The kernel over models and the one over differences."""
+    over_models = kernel(
+        name,
+        cost=3.0,
+        version=1,
+        operands=("model",),
+        many=True,
+        result="model",
+        measure=_measured(direction),
+        apply=add_up,
+        ranges=ranges,
+        symmetric=True,
+    )
+    over_deltas = kernel(
+        name + "_delta",
+        cost=3.0,
+        version=1,
+        operands=("delta",),
+        many=True,
+        result="delta",
+        measure=_measured(direction),
+        apply=add_up,
+        ranges=ranges,
+        symmetric=True,
+        zeros=True,
+    )
+    return over_models, over_deltas
+
+
+MULTISLERP, MULTISLERP_DELTA = _pair("multislerp", _tangent, {})
+KARCHER, KARCHER_DELTA = _pair("karcher", _karcher, {"weight": Range(Fraction(0))})
+
+
+@method(MULTISLERP, MULTISLERP_DELTA)
+def multislerp(models: Models, base: Model | None = None, normalize: bool = True) -> Model:
+    """Σ wᵢ‖xᵢ‖ · (m cos‖v‖ + v sin‖v‖ / ‖v‖), uᵢ = xᵢ / ‖xᵢ‖, m = Σ wᵢuᵢ / ‖Σ wᵢuᵢ‖, v = Σ wᵢ(uᵢ − ⟨uᵢ, m⟩m)
+
+    Slerp of any number of models in the tangent space of their middle direction, tensor by tensor: Goddard 2024,
+    mergekit's `multislerp`. With a base the xᵢ are the differences from it, and the result is added to it. Weights are
+    written `x @ w` and divided by their sum, unless normalize=false.
+
+    A tensor of zeros has no direction: the others' decide, and its length counts as 0. Where directions cancel (two
+    that are opposite), or only one has a direction, the result is Σ wᵢxᵢ. mergekit adds 1e-8 to the lengths, refuses
+    more than two that cancel, and does not move a lone model towards the base.
+    """
+    return _mean(models, base, MULTISLERP, MULTISLERP_DELTA, normalize=normalize)
+
+
+@method(KARCHER, KARCHER_DELTA)
+def karcher(models: Models, base: Model | None = None) -> Model:
+    """Σ wᵢ‖xᵢ‖ · the direction m with Σ wᵢ log_m(xᵢ / ‖xᵢ‖) = 0, tensor by tensor
+
+    The Riemannian (Karcher) mean on the sphere: Karcher 1977, "Riemannian center of mass and mollifier smoothing"; for
+    models arXiv:2603.04972. Found by m ← exp_m(Σ wᵢ log_m(uᵢ)) from the direction of Σ wᵢuᵢ on, until a step is
+    shorter than 1e-12, 64 steps at most. With a base the xᵢ are the differences from it, and the result is added to it.
+    Weights are written `x @ w`, and divided by their sum.
+
+    A tensor of zeros has no direction: the others' decide, and its length counts as 0. Where directions cancel, or only
+    one tensor has one, the result is Σ wᵢxᵢ. mergekit's `karcher` has no weights and no base, stops after 10 steps or
+    at 1e-5, counts in the tensors' dtype, and leaves tensors of zeros out of the mean length.
+    """
+    return _mean(models, base, KARCHER, KARCHER_DELTA)
+
+
+def _mean(
+    models: Sequence[Weighted], base: Model | None, whole: Formula, delta: Formula, *, normalize: bool = True
+) -> Model:
+    weights = shares_of(models) if normalize else weights_of(models)
+    if base is None:
+        return whole(*(item.model for item in models), weights=weights)
+    return combine([base, delta(*(item.model - base for item in models), weights=weights)])
