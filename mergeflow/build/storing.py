@@ -8,12 +8,13 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
+from dataclasses import astuple
 from pathlib import Path
 
 from mergeflow.build.machine import parse_memory
 from mergeflow.build.settings import Settings, cache_folder
-from mergeflow.errors import RecipeError
-from mergeflow.formats.files import write_file
+from mergeflow.errors import MergeflowError, RecipeError
+from mergeflow.formats.files import process_mark, write_file
 from mergeflow.plan.cost import Rates
 from mergeflow.plan.plans import Plan
 from mergeflow.plan.program import STAGED
@@ -88,9 +89,12 @@ class Shelf:
         path = self._memo / _RATES
         known = _read(path)
         if device not in known:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            known[device] = _measure(self._folder)
-            write_file(path, json.dumps(known, indent=1).encode())
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                known[device] = _measure(self._folder)
+                write_file(path, json.dumps(known, indent=1).encode())
+            except (OSError, MergeflowError):  # what cannot be written to is said when something is to be stored
+                known.setdefault(device, [*astuple(Rates())])
         return Rates(*known[device])
 
 
@@ -120,7 +124,7 @@ def _read(path: Path) -> dict[str, list[float]]:
 
 def _measure(folder: Path) -> list[float]:
     """Bytes per second of reading (from memory, as after a build) and of writing with a sync."""
-    path = folder / f"rates-{os.getpid()}.tmp"
+    path = folder / f".rates.{process_mark()}-0.part"  # a name by which gc knows it for what a dead build left
     block = os.urandom(1 << 20)
     try:
         with path.open("wb", buffering=0) as file:

@@ -9,6 +9,7 @@ from mergeflow.cli.forms import Forms, Steps
 from mergeflow.ir.numbers import decimal
 from mergeflow.plan.account import Account, account, read_once
 from mergeflow.plan.bound import SweepPoint
+from mergeflow.plan.cost import Estimate
 from mergeflow.plan.plans import OutputPlan, Plan
 
 
@@ -31,8 +32,34 @@ def describe(plan: Plan, most_steps: int | None = None) -> dict[str, Any]:
             {"outputs": [output.path for output in members], "bytes_read": read_once(plan, members)}
             for members in plan.passes()
         ],
+        "store": _store(plan),
         "notes": list(plan.notes),
     }
+
+
+def _store(plan: Plan) -> dict[str, Any]:
+    """What is put into the store before the outputs are made, what is not, and the rates (bytes per second) that this
+    was decided by; those of `keep: true` are not estimated."""
+    makes = [
+        {
+            "title": o.title,
+            "tensors": len(o.keyed),
+            "bytes": o.layout.file_size,
+            **({} if o.kind == "step" else _seconds(o.cost)),
+            "reason": o.reason,
+        }
+        for o in plan.objects
+    ]
+    declined = [
+        {"title": d.title, "bytes": d.nbytes, **({} if d.asked else _seconds(d.cost)), "reason": d.reason}
+        for d in plan.declined
+    ]
+    rates = plan.rates and {"read": round(plan.rates.read), "write": round(plan.rates.write)}
+    return {"makes": makes, "declines": declined, "rates": rates}
+
+
+def _seconds(cost: Estimate) -> dict[str, float]:
+    return {"compute_seconds": cost.compute, "keep_seconds": cost.keep}
 
 
 def _source(plan: Plan, number: int) -> dict[str, Any]:

@@ -79,6 +79,7 @@ def _lines(data: dict[str, Any], *, everything: bool) -> Iterator[str]:
     yield from _outputs(data, None if everything else OUTPUTS)
     for note in data["notes"]:
         yield f"  note: {note}"
+    yield from _store(data["store"])
     building = [o for o in data["outputs"] if o["build"]]
     if not building:
         yield "\nthere is nothing to build"
@@ -191,6 +192,19 @@ def _output(output: dict[str, Any], *, brief: bool) -> Iterator[str]:
     if len(output["kept"]) > KEPT:
         yield f"         … and of {plural(len(output['kept']) - KEPT, 'more file')}"
     yield from (f"         note: {warning}" for warning in output["warnings"])
+
+
+def _store(store: dict[str, Any]) -> Iterator[str]:
+    """What is kept for other builds, or is not, and by which numbers."""
+    if not store["makes"] and not store["declines"]:
+        return
+    yield from ("", "store")
+    for made in store["makes"]:
+        yield f"  stores {made['title']}: {human_bytes(made['bytes'])}, {made['reason']}"
+    for declined in store["declines"]:
+        yield f"  does not store {declined['title']}: {human_bytes(declined['bytes'])}, {declined['reason']}"
+    if rates := store["rates"]:
+        yield f"  its disk reads {human_bytes(rates['read'])}/s and writes {human_bytes(rates['write'])}/s"
 
 
 def _how(output: dict[str, Any]) -> Iterator[str]:

@@ -18,14 +18,25 @@ from mergeflow.plan.plans import OutputPlan
 from mergeflow.store.objects import Store
 
 
+class EarlierFile(ReadFiles):
+    """What an earlier build has left. What cannot be read of it (a bad sector, a file that was cut) is zeros: the
+    digest of the copy shows it, and the tensor is computed again like any that is damaged."""
+
+    def read_into(self, view: memoryview, position: int) -> None:
+        try:
+            super().read_into(view, position)
+        except MergeflowError:
+            view[:] = bytes(view.nbytes)
+
+
 def open_outputs(stack: ExitStack, files: Sequence[KeptFile], first: int) -> dict[int, ReadFiles]:
     """Those that are still what they were when the build was planned, by the numbers that works have for them."""
-    opened = {}
+    opened: dict[int, ReadFiles] = {}
     for number, kept in enumerate(files, first):
         if kept.path is None:
             continue
         try:
-            file = ReadFiles([kept.path])
+            file = EarlierFile([kept.path])
         except MergeflowError:
             continue  # it is gone, which costs computing what it held
         stack.enter_context(file)

@@ -269,8 +269,14 @@ class Tensor:
 
     def _given(self, call: Call) -> Given:
         return Given(
-            dict(call.arguments), call.weights, dict(call.options), call.to, self.elements, call.seed, self.job.name
-        )
+            dict(call.arguments), call.weights, dict(call.options), call.to, self.elements, call.seed, self.job.name,
+            self._shape(),
+        )  # fmt: skip
+
+    def _shape(self) -> tuple[int, ...]:
+        """Of what the kernels see."""
+        shape, wide = self.job.shape, self.job.wide
+        return shape if wide is None else (shape[0], wide.narrow, *shape[2:])
 
 
 class _Passes:

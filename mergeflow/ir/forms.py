@@ -298,6 +298,8 @@ class Analysis:
         present = [self._states[id(operand)].present for operand in node.operands]
         operands = tuple(Rounded(finished[id(operand)], None) for operand in self._taken(node))
         weights = tuple(self._number(w) for w, here in zip(node.weights, present, strict=False) if here)
+        for w in weights:
+            kernel.check("weight", w)
         return Applied(kernel, operands, arguments, weights, node.options)
 
     def _down(self, root: Node, *, below: bool) -> tuple[dict[int, Fraction], dict[Round | Apply, Fraction]]:

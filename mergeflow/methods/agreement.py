@@ -39,7 +39,7 @@ def _agree(given: Given, found: None, tiles: Sequence[torch.Tensor], begin: int,
 
 AGREE = kernel(
     "sign_agreement",
-    cost=3.0,
+    cost=8.0,
     version=1,
     operands=("delta",),
     many=True,
@@ -57,8 +57,7 @@ def sign_agreement(deltas: Deltas) -> Delta:
     vary", arXiv:2009.00329, section 3, over task vectors. Weights are written `x @ w`: Σ wᵢδᵢ / Σ |wᵢ| where all wᵢδᵢ
     have one sign; a delta of weight 0 has no vote. A value of 0 has no sign, so nothing is agreed on there.
 
-    `sum_sign` is the milder form, in which the majority decides. Where the signs of infinities differ the result is no
-    number, as their sum is.
+    `sum_sign` is the milder form, in which the majority decides.
     """
     weights: list[Number] = [ONE if item.weight is None else item.weight for item in deltas]
     return AGREE(*(item.model for item in deltas), weights=weights)
@@ -89,7 +88,7 @@ def _without(given: Given, found: float, tiles: Sequence[torch.Tensor], begin: i
 
 PERPENDICULAR = kernel(
     "perpendicular_component",
-    cost=2.0,
+    cost=4.0,
     version=1,
     operands=("delta", "delta"),
     result="delta",

@@ -9,17 +9,18 @@ from fractions import Fraction
 from mergeflow.errors import RecipeError
 from mergeflow.ir.kernels import Range
 from mergeflow.ir.nodes import combine
-from mergeflow.ir.numbers import ONE
+from mergeflow.methods.angles import arc, sine_and_cosine
 from mergeflow.methods.gram import Table, add_up, dots, finite
 from mergeflow.methods.kernels import Formula, Given, Measure, Passes, kernel
 from mergeflow.methods.registry import Model, Models, Weighted, method
-from mergeflow.methods.shares import shares_of, weights_of
+from mergeflow.methods.shares import shares_of
 from mergeflow.methods.spherical import SLERP, shares
 
 Vector = list[Decimal]
 _DIGITS = Context(prec=40)
-_NOWHERE = Decimal("1e-20")  # the squared length of a mean of unit vectors that counts as none: they cancel
-_STEPS, _STILL = 64, Decimal("1e-12")  # of the Karcher mean: how many, and how short a step is the last
+_NOWHERE = Decimal("1e-13")  # the squared length of a mean of unit vectors that cancel, as far as dot products can tell
+_STRAIGHT = 1 - Fraction(1, 1 << 46)  # a cosine above that, or its negative: there is no angle, but for rounding
+_STEPS, _STILL = 256, Decimal("1e-12")  # of the Karcher mean: how many, and how short a step is the last
 
 
 def _arc(given: Given, passes: Passes) -> Sequence[float]:
@@ -27,12 +28,12 @@ def _arc(given: Given, passes: Passes) -> Sequence[float]:
     if len(given.weights) == 1:
         return (float(given.weights[0]),)
     table = dots(passes, 2)
-    return shares(table[0][0], table[1][1], table[0][1], given.weights[1], ONE, mix_lengths=False)
+    return shares(table[0][0], table[1][1], table[0][1], given.weights[1], _STRAIGHT, mix_lengths=False)
 
 
 SLERP_DELTA = kernel(
     "slerp_delta",
-    cost=2.0,
+    cost=3.0,
     version=1,
     operands=("delta",),
     many=True,
@@ -41,7 +42,6 @@ SLERP_DELTA = kernel(
     apply=add_up,
     symmetric=True,
     zeros=True,
-    same=True,
 )
 
 
@@ -50,16 +50,16 @@ def nuslerp(models: Models, base: Model | None = None) -> Model:
     """slerp(x1, x2, t) with t = w2 / (w1 + w2); base + slerp(x1 − base, x2 − base, t) when a base is given
 
     Shoemake 1985, "Animating rotation with quaternion curves", for weights (`x @ w`) and for differences: of two
-    models. Where there is no angle the mean is linear.
+    models. Where there is no angle (|cos Ω| above 1 − 2⁻⁴⁶, or a tensor of zeros) the mean is linear.
 
-    mergekit's `nuslerp` as it is by default, whole tensors; its row-wise form (nuslerp_flatten: false) is not here, and
-    it is linear already where sin Ω is below 1e-8.
+    mergekit's `nuslerp` as it is by default, for whole tensors; its rows (nuslerp_flatten: false) are not here. There
+    the mean is linear where sin Ω is below 1e-8.
     """
     if len(models) != 2:
         raise RecipeError(f"nuslerp takes two models, not {len(models)}", hint="multislerp and karcher take more")
     part = shares_of(models)
     if base is None:
-        return SLERP(models[0].model, models[1].model, t=part[1], norm="own", lerp_above=ONE)
+        return SLERP(models[0].model, models[1].model, t=part[1], norm="own", lerp_above=_STRAIGHT)
     return combine([base, SLERP_DELTA(*(item.model - base for item in models), weights=part)])
 
 
@@ -138,8 +138,6 @@ def _tangent(sphere: _Sphere) -> Vector | None:
 
 def _karcher(sphere: _Sphere) -> Vector | None:
     """m ← exp_m(Σ wᵢ log_m(uᵢ)) from the middle direction on, until the step is short."""
-    from mergeflow.methods.angles import arc
-
     mean = sphere.unit(sphere.weights)
     for _ in range(_STEPS):
         if mean is None:
@@ -167,8 +165,6 @@ def _across(pulls: Vector, cosines: Vector, middle: Vector) -> Vector:
 
 def _moved(sphere: _Sphere, middle: Vector, step: Vector) -> Vector:
     """From a point of the sphere along a tangent, as far as that is long."""
-    from mergeflow.methods.angles import sine_and_cosine
-
     length = sphere.square(step).sqrt()
     if not length:
         return middle
@@ -182,7 +178,7 @@ def _pair(
     """The kernel over models and the one over differences."""
     over_models = kernel(
         name,
-        cost=3.0,
+        cost=5.0,
         version=1,
         operands=("model",),
         many=True,
@@ -191,10 +187,11 @@ def _pair(
         apply=add_up,
         ranges=ranges,
         symmetric=True,
+        same=True,
     )
     over_deltas = kernel(
         name + "_delta",
-        cost=3.0,
+        cost=5.0,
         version=1,
         operands=("delta",),
         many=True,
@@ -213,18 +210,18 @@ KARCHER, KARCHER_DELTA = _pair("karcher", _karcher, {"weight": Range(Fraction(0)
 
 
 @method(MULTISLERP, MULTISLERP_DELTA)
-def multislerp(models: Models, base: Model | None = None, normalize: bool = True) -> Model:
+def multislerp(models: Models, base: Model | None = None) -> Model:
     """Σ wᵢ‖xᵢ‖ · (m cos‖v‖ + v sin‖v‖ / ‖v‖), uᵢ = xᵢ / ‖xᵢ‖, m = Σ wᵢuᵢ / ‖Σ wᵢuᵢ‖, v = Σ wᵢ(uᵢ − ⟨uᵢ, m⟩m)
 
     Slerp of any number of models in the tangent space of their middle direction, tensor by tensor: Goddard 2024,
-    mergekit's `multislerp`. With a base the xᵢ are the differences from it, and the result is added to it. Weights are
-    written `x @ w` and divided by their sum, unless normalize=false.
+    mergekit's `multislerp` (no paper). With a base the xᵢ are the differences from it, and the result is added to it.
+    Weights are written `x @ w`, and divided by their sum.
 
     A tensor of zeros has no direction: the others' decide, and its length counts as 0. Where directions cancel (two
-    that are opposite), or only one has a direction, the result is Σ wᵢxᵢ. mergekit adds 1e-8 to the lengths, refuses
-    more than two that cancel, and does not move a lone model towards the base.
+    that are opposite), or only one has a direction, the result is Σ wᵢxᵢ. mergekit adds 1e-8 to the lengths and refuses
+    more than two that cancel; its normalize_weights: false is not here.
     """
-    return _mean(models, base, MULTISLERP, MULTISLERP_DELTA, normalize=normalize)
+    return _mean(models, base, MULTISLERP, MULTISLERP_DELTA)
 
 
 @method(KARCHER, KARCHER_DELTA)
@@ -233,8 +230,8 @@ def karcher(models: Models, base: Model | None = None) -> Model:
 
     The Riemannian (Karcher) mean on the sphere: Karcher 1977, "Riemannian center of mass and mollifier smoothing"; for
     models arXiv:2603.04972. Found by m ← exp_m(Σ wᵢ log_m(uᵢ)) from the direction of Σ wᵢuᵢ on, until a step is
-    shorter than 1e-12, 64 steps at most. With a base the xᵢ are the differences from it, and the result is added to it.
-    Weights are written `x @ w`, and divided by their sum.
+    shorter than 1e-12, 256 steps at most. With a base the xᵢ are the differences from it, and the result is added to
+    it. Weights are written `x @ w`, 0 or more, and divided by their sum.
 
     A tensor of zeros has no direction: the others' decide, and its length counts as 0. Where directions cancel, or only
     one tensor has one, the result is Σ wᵢxᵢ. mergekit's `karcher` has no weights and no base, stops after 10 steps or
@@ -243,10 +240,8 @@ def karcher(models: Models, base: Model | None = None) -> Model:
     return _mean(models, base, KARCHER, KARCHER_DELTA)
 
 
-def _mean(
-    models: Sequence[Weighted], base: Model | None, whole: Formula, delta: Formula, *, normalize: bool = True
-) -> Model:
-    weights = shares_of(models) if normalize else weights_of(models)
+def _mean(models: Sequence[Weighted], base: Model | None, whole: Formula, delta: Formula) -> Model:
+    weights = shares_of(models)
     if base is None:
         return whole(*(item.model for item in models), weights=weights)
     return combine([base, delta(*(item.model - base for item in models), weights=weights)])

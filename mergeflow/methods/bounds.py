@@ -43,7 +43,7 @@ def clip(x: Model, bounds: Models) -> Model:
     """min(max(x, smallest bound), largest bound), value by value
 
     Keeps each value of x within what the bounds, two models or more, have there: `clip(merged, a, b)`. The clamp of
-    sd-mecha (with its stiffness 0) and, with a and b as bounds, the `weights_clip` of meh; neither has a paper. NaN in
+    sd-mecha (with its stiffness 0) and, with a and b as bounds, the `weights_clip` of meh; it has no paper. NaN in
     x or in a bound gives NaN. Where a bound lacks the tensor, x is left as it is.
     """
     if any(item.weight is not None for item in bounds):

@@ -64,7 +64,7 @@ def only(compute: DType, values: torch.Tensor, keep: Any, out: torch.Tensor) -> 
 
 BAND = kernel(
     "breadcrumbs_trim",
-    cost=14.0,
+    cost=12.0,
     version=1,
     operands=("delta",),
     result="delta",

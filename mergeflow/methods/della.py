@@ -82,7 +82,7 @@ def _words(given: Given, begin: int, n: int) -> npt.NDArray[Any]:
 
 DROP = kernel(
     "della_drop",
-    cost=16.0,
+    cost=25.0,
     version=1,
     operands=("delta",),
     result="delta",
@@ -108,8 +108,8 @@ def della_drop(
     MAGPRUNE: Deep et al. 2024, "DELLA-Merging", arXiv:2406.11617, section 3.1. Of n values the one of rank r (1 for
     the smallest magnitude) is kept with the chance p = density + epsilon·((r − ½)/n − ½), so that `density` is the mean
     and p goes from density − epsilon/2 to density + epsilon/2, which have to be above 0 and at most 1. Magnitudes are
-    ranked by their leading nine binary digits (all that a bfloat16 has); equal ones share their mean rank, so that a
-    tensor of equals is thinned out as by `dare_drop`. What a mask depends on is said there.
+    ranked by their leading nine binary digits, one more than a bfloat16 has; equal ones share their mean rank, so that
+    a tensor of equals is thinned out as by `dare_drop`, which says what a mask depends on.
 
     rescale=expected divides each value by its chance, as the paper does; rescale=l1 multiplies each tensor so that its
     L1 norm is what it was (mergekit); rescale=none does neither.
@@ -120,9 +120,7 @@ def della_drop(
     return dropped(delta, density, epsilon, rescale, seed, stream)
 
 
-def dropped(
-    delta: Delta, density: Number, epsilon: Number, rescale: str, seed: Number | None, stream: Number
-) -> Delta:
+def dropped(delta: Delta, density: Number, epsilon: Number, rescale: str, seed: Number | None, stream: Number) -> Delta:
     """The body of `della_drop`, for the methods that are made of it."""
     least, most = density - epsilon / 2, density + epsilon / 2
     if isinstance(least, Fraction) and isinstance(most, Fraction) and not (_PART.holds(least) and _PART.holds(most)):

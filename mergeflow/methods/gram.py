@@ -56,9 +56,7 @@ def quadratic(table: Table, c: Sequence[float]) -> float:
     return max(0.0, sum(c[i] * c[j] * x for i, row in enumerate(table) for j, x in enumerate(row)))
 
 
-def add_up(
-    given: Given, found: Sequence[float], tiles: Sequence[torch.Tensor], begin: int, out: torch.Tensor
-) -> None:
+def add_up(given: Given, found: Sequence[float], tiles: Sequence[torch.Tensor], begin: int, out: torch.Tensor) -> None:
     """Σ cᵢxᵢ with the shares found, in the order of the operands; one with the share 1 alone is copied."""
     import torch
 

@@ -43,7 +43,7 @@ GRID = 1 << 16  # elements of the tiles that are measured: part of what a sum ov
 @dataclass(frozen=True, slots=True)
 class Given:
     """What a kernel is applied with: its numbers (exact), weights of its operands, options; the compute dtype, how many
-    elements the tensor has; of random kernels the seed and the tensor's name."""
+    elements the tensor has; of random kernels the seed and the tensor's name; the shape that the elements have."""
 
     arguments: Mapping[str, Fraction]
     weights: tuple[Fraction, ...]
@@ -52,6 +52,7 @@ class Given:
     elements: int
     seed: int
     tensor: str
+    shape: tuple[int, ...] = ()
 
 
 class Passes(Protocol):

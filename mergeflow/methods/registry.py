@@ -36,7 +36,11 @@ from mergeflow.methods.kernels import Formula
 
 Kind = Literal["Model", "Delta", "Models", "Deltas", "Number", "bool", "choice"]
 LISTS = ("Models", "Deltas")
-_BUILT_IN = ("linear", "sparse", "consensus", "spherical", "combined")
+_BUILT_IN = (
+    "linear", "sparse", "consensus", "spherical", "combined",
+    "agreement", "bounds", "breadcrumbs", "dare", "della", "differences", "regions",
+    "arcs", "information", "limits", "middle", "selective", "stock",
+)  # fmt: skip
 _TIERS: tuple[Tier, ...] = ("exact", "stable", "native")
 _KINDS = "Model, Delta, Models, Deltas, Number, bool, a Literal of words"
 

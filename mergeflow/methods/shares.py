@@ -20,7 +20,8 @@ def shares_of(items: Sequence[Weighted]) -> list[Number]:
     Raises:
         RecipeError: they add up to 0.
     """
-    weights, total = weights_of(items), ZERO
+    weights = weights_of(items)
+    total: Number = ZERO
     for w in weights:
         total = total + w
     if total == 0:

@@ -41,8 +41,17 @@ class Estimate:
     def worth_it(self) -> bool:
         return self.compute > FACTOR * self.keep
 
+    def __str__(self) -> str:
+        return f"computing it takes {_told(self.compute)}, keeping it {_told(self.keep)}"
+
     def __add__(self, other: Estimate) -> Estimate:
         return Estimate(self.compute + other.compute, self.keep + other.keep)
+
+
+def _told(seconds: float) -> str:
+    if seconds < 0.0995:
+        return f"{seconds * 1000:.0f} ms" if seconds >= 0.0005 else "less than a millisecond"
+    return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:,.0f} s"
 
 
 def estimate(

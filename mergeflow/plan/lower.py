@@ -306,7 +306,7 @@ class _Tensor:
             given = [(value, weight) for value, weight in given if value.operand is not None]
         if not given or (kernel.zeros and given[0][0].operand is None):
             return _Value("", None, compute)
-        if kernel.same and len({value.identity for value, _ in given}) == 1 and given[0][0].operand is not None:
+        if kernel.same and len({value.identity for value, _ in given}) == 1:
             return given[0][0]
         if kernel.symmetric:
             given.sort(key=lambda item: (-item[1], _by_name(item[0].identity)))

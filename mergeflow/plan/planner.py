@@ -86,7 +86,7 @@ def make_plan(bound: Bound, facts: Facts, request: Request) -> Plan:
     keeping = reuse.keeping
     return Plan(
         bound, facts, *programs, tuple(placed), tuple(notes), graph, tuple(keeping.files), keeping.checks,
-        tuple(objects), tuple(reuse.declined),
+        tuple(objects), tuple(reuse.declined), reuse.rates,
     )  # fmt: skip
 
 

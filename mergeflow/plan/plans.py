@@ -10,6 +10,7 @@ import networkx as nx
 
 from mergeflow.formats.layout import Layout
 from mergeflow.plan.bound import Bound
+from mergeflow.plan.cost import Rates
 from mergeflow.plan.explain import Found, Snapshot
 from mergeflow.plan.jobs import Job, jobs
 from mergeflow.plan.kept import Check, Kept, KeptFile, nothing
@@ -58,7 +59,7 @@ class Plan:
 
     Works may read of `kept_files` what an earlier build has made: their numbers come after the sources', and `checks`
     says what has to be hashed before it is used. `objects` are made for the store before the outputs that read them;
-    what could be stored and is not worth it is `declined`.
+    what could be stored and is not is `declined`; the `rates` of the store's disk, where they were asked for, decide.
     """
 
     bound: Bound
@@ -72,6 +73,7 @@ class Plan:
     checks: Mapping[int, Sequence[Check]] = field(default_factory=dict)
     objects: tuple[ObjectPlan, ...] = ()
     declined: tuple[Declined, ...] = ()
+    rates: Rates | None = None
 
     @property
     def first_kept(self) -> int:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from mergeflow.ir.nodes import Node, topological
 from mergeflow.plan import a1111
 from mergeflow.plan.bound import Bound
+from mergeflow.plan.cost import Rates
 from mergeflow.plan.jobs import measured
 from mergeflow.plan.kept import Check, Keeping, take, wanted
 from mergeflow.plan.lower import Lowering
@@ -32,13 +33,14 @@ from mergeflow.store.objects import Stored
 
 class Reuse:
     """The part of planning that asks what is there. After `outputs`, `objects` are those to be made for the store,
-    `keeping` the files that works read besides the sources."""
+    `keeping` the files that works read besides the sources, `rates` those that `objects` were chosen by."""
 
     def __init__(self, bound: Bound, facts: Facts, request: Request, lowering: Lowering | a1111.A1111Lowering) -> None:
         self._bound, self._facts, self._request, self._lowering = bound, facts, request, lowering
         self.keeping = Keeping(len(bound.sources))
         self.objects: list[ObjectPlan] = []
         self.declined: list[Declined] = []
+        self.rates: Rates | None = None
 
     def outputs(self, outputs: Sequence[OutputPlan]) -> list[OutputPlan]:
         """The outputs with what they need not compute again. `--force` computes all of it."""
@@ -75,10 +77,12 @@ class Reuse:
             step.works = {key: work for key, work in step.works.items() if key not in covered}
             covered |= step.works.keys()
         workers = self._request.workers or self._request.budget.cores
-        rates = storing.rates() if any(work.program == STAGED for work in works) else None
-        pays = [] if rates is None else worth_keeping(
-            works, lowering.programs, lowering.staged, covered, rates, workers, lowering.numbered
-        )  # fmt: skip
+        pays: list[Wanted] = []
+        if any(work.program == STAGED for work in works):
+            self.rates = rates = storing.rates()
+            pays = worth_keeping(
+                works, lowering.programs, lowering.staged, covered, rates, workers, lowering.numbered
+            )  # fmt: skip
         chosen, self.declined = choose([*steps, *pays], storing.room() if steps or pays else 0)
         self.objects = [object_plan(group, self.keeping) for group in chosen]
         return self._begun(outputs, found)

@@ -223,7 +223,7 @@ def choose(wanted: Sequence[Wanted], room: int) -> tuple[list[Wanted], list[Decl
         if not group.works:
             continue
         if not (group.forced or group.cost.worth_it):
-            declined.append(Declined(group.group, group.nbytes, group.cost, "it is as fast to compute it again"))
+            declined.append(Declined(group.group, group.nbytes, group.cost, f"not worth it: {group.cost}"))
         elif group.nbytes > room:
             declined.append(
                 Declined(group.group, group.nbytes, group.cost, "there is no room for it in the store", group.forced)
@@ -250,8 +250,7 @@ def object_plan(group: Wanted, keeping: Keeping) -> ObjectPlan:
     by_name = {names[key]: work for key, work in group.works.items()}
     actions = tuple([by_name[spec.name] for spec in layout.tensors])
     source = keeping.number(KeptFile(object=object_id, new=True))
-    cost = group.cost
-    reason = "keep: true" if group.forced else f"computing it takes {cost.compute:.1f} s, keeping it {cost.keep:.1f} s"
+    reason = "keep: true" if group.forced else str(group.cost)
     return ObjectPlan(group.group, group.kind, object_id, keyed, actions, layout, source, group.cost, reason)
 
 

@@ -43,6 +43,14 @@ def test_every_tensor_is_in_one_block_and_every_block_has_tensors(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+def test_blocks_one_by_one_and_base_choose_every_tensor_once(name):
+    architecture, names = arch.get(name), list(NETWORKS[name])
+    inside = [b for b in arch.blocks_of(architecture, names) if not architecture.layout.is_outside(b)]
+    chosen = [i for block in ("BASE", *inside) for i in select(architecture, block, names)[1]]
+    assert sorted(chosen) == list(range(len(names)))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_the_network_and_nothing_else_is_in_its_blocks(name):
     architecture = arch.get(name)
     for tensor, (component, _) in NETWORKS[name].items():

@@ -70,6 +70,11 @@ def test_the_formulas_to_nine_digits(name):
     assert [float(n) for n in numbers] == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize("name", [n for n in COMMUNITY if n not in PLAIN and n not in REVERSED])
+def test_tables_without_a_formula_are_what_is_printed(name):
+    assert [Fraction(n) for n in PRINTED[name]] == list(preset(name, SD1).values())
+
+
 def test_tables_are_decimals_of_a_stated_number_of_digits():
     for name in presets():
         assert all(10**10 % n.denominator == 0 for n in preset(name, SDXL).values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -28,9 +29,7 @@ def models() -> dict[str, Model]:
     rng = np.random.default_rng(8)
     large = weights(rng, "F16", (1_200_001,))
     base = {f"{where}.{i}": weights(rng, "F16", (50 + i,)) for where in ("in", "mid", "out") for i in range(20)}
-    return {
-        name: {"out.large": related(rng, large), **{n: related(rng, t) for n, t in base.items()}} for name in "abc"
-    }
+    return {name: {"out.large": related(rng, large), **{n: related(rng, t) for n, t in base.items()}} for name in "abc"}
 
 
 @pytest.fixture
@@ -115,7 +114,7 @@ def test_another_output_has_it(folder: Path) -> None:
     build(folder, RECIPE)
     two = RECIPE.replace("  x.saf", "  y.saf").replace("default: 0.5", "default: 0.9").replace("m: 0.3", "m: 0.9")
     build(folder, two)
-    third = two.replace("  y.saf", "  x.saf").replace("0.9, \"in.*\": 0.4", "0.9, \"in.*\": 0.4, \"out.*\": 0.5")
+    third = two.replace("  y.saf", "  x.saf").replace('0.9, "in.*": 0.4', '0.9, "in.*": 0.4, "out.*": 0.5')
     result, wanted = again(folder, third)
     assert tally(result) == (0, 61)
     assert result.outputs[0].bytes_read == 0
@@ -151,6 +150,36 @@ def test_damage_is_found_as_it_is_copied(folder: Path, name: str) -> None:
     assert tally(result) == (41, 20)
     assert sha256(folder / "x.safetensors") == wanted
     assert heard.warnings == ["1 tensor of an earlier build is damaged: computed again"]
+
+
+@pytest.mark.skipif(not hasattr(os, "preadv"), reason="faults are injected into POSIX's calls")
+def test_what_cannot_be_read_any_more_is_computed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk gives an error where the last build's output lies, of which most was to be copied."""
+    build(folder, RECIPE)
+    text = RECIPE.replace('"in.*": 0.4', '"in.*": 0.7')
+    bad, read_there = (folder / "x.safetensors").stat().st_ino, os.preadv
+    with project(folder, text) as p:
+        p.plan()
+        failures: list[int] = []
+
+        def preadv(fd: int, views: list[memoryview], offset: int) -> int:
+            if os.fstat(fd).st_ino == bad and offset > 10_000:
+                failures.append(offset)
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return read_there(fd, views, offset)
+
+        monkeypatch.setattr(os, "preadv", preadv)
+        heard = Heard()
+        p.report = heard
+        result = p.build()
+        monkeypatch.undo()
+    assert failures
+    assert result.outputs[0].built
+    assert len(heard.warnings) == 1
+    assert heard.warnings[0].endswith("damaged: computed again")
+    found = sha256(folder / "x.safetensors")
+    build(folder, text, force=True)
+    assert sha256(folder / "x.safetensors") == found
 
 
 def test_a_file_that_goes_while_it_is_planned(folder: Path) -> None:

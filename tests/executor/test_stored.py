@@ -4,15 +4,19 @@ happens to the store changes a result."""
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.builds import HEAD, Heard, build, parts, plan, project, sha256, write_models
-from support.checkpoints import Model, numbers, related, weights
+from support.checkpoints import Model, numbers, read, related, weights, write
 
+from mergeflow.build import storing
 from mergeflow.build.settings import BuildResult
 from mergeflow.build.storing import Shelf
+from mergeflow.errors import RecipeError
+from mergeflow.methods import combined, kernels, sparse
 from mergeflow.plan.cost import Rates
 from mergeflow.plan.plans import Plan
 
@@ -92,6 +96,40 @@ def test_an_edit_of_the_kernel_runs_it(folder: Path) -> None:
     assert sha256(folder / "mix.safetensors") == fresh(folder, edited)
 
 
+def test_a_changed_tensor_runs_the_kernel_there(folder: Path) -> None:
+    build(folder, RECIPE)
+    y = read(folder / "y.safetensors")
+    y["s.7"] = y["s.7"]._replace(data=y["s.7"].data[:-2] + b"\0\0")
+    write(folder / "y.safetensors", y)
+    planned = plan(folder, RECIPE)
+    assert [w.name for o in planned.objects for w in o.actions] == ["s.7"]
+    assert kernels_run(planned) == 1
+    result = build(folder, RECIPE)
+    assert (result.outputs[0].tally.computed, result.outputs[0].tally.reused) == (1, 18)
+    assert sha256(folder / "mix.safetensors") == fresh(folder, RECIPE)
+
+
+def test_another_version_of_a_kernel_runs_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(folder, RECIPE)
+    newer = replace(sparse.TRIM, kernel=replace(sparse.TRIM.kernel, version=sparse.TRIM.kernel.version + 1))
+    monkeypatch.setitem(kernels._formulas, newer.kernel.name, newer)
+    for module in (sparse, combined):
+        monkeypatch.setattr(module, "TRIM", newer)
+    planned = plan(folder, RECIPE)
+    assert planned.outputs[0].build
+    assert kernels_run(planned) == 19
+    build(folder, RECIPE)
+    assert len(objects(folder)) == 2
+
+
+def test_two_steps_that_are_the_same_are_kept_once(folder: Path) -> None:
+    text = KEEP.replace("steps:\n", "steps:\n  u: { expr: y*0.2 + x*0.5 + base*0.3, keep: true }\n")
+    text += "  other.safetensors: base*0.5 + u*0.5\n"
+    build(folder, text)
+    assert len(objects(folder)) == 1
+    assert sha256(folder / "mix.safetensors") == fresh(folder, KEEP)
+
+
 def test_without_the_store_the_bytes_are_the_same(folder: Path) -> None:
     build(folder, RECIPE)
     first = sha256(folder / "mix.safetensors")
@@ -101,7 +139,9 @@ def test_without_the_store_the_bytes_are_the_same(folder: Path) -> None:
 
 
 def test_one_result_serves_all_outputs_and_dtypes_of_one_compute_dtype(folder: Path) -> None:
-    text = RECIPE + "  half.safetensors: { from: t, dtype: bfloat16 }\n  whole.safetensors: { from: t, dtype: float32 }\n"
+    text = (
+        RECIPE + "  half.safetensors: { from: t, dtype: bfloat16 }\n  whole.safetensors: { from: t, dtype: float32 }\n"
+    )
     planned = plan(folder, text)
     assert kernels_run(planned) == 38  # float32 is computed in float64: that is another result
     build(folder, text)
@@ -174,7 +214,7 @@ def test_what_does_not_pay_is_not_kept(folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Shelf, "_rates", lambda self: Rates(1e6, 1e6))
     planned = plan(folder, RECIPE)
     assert not planned.objects
-    assert [d.reason for d in planned.declined] == ["it is as fast to compute it again"]
+    assert [d.reason.partition(":")[0] for d in planned.declined] == ["not worth it"]
     assert len(plan(folder, KEEP).objects) == 1  # but what is asked for is
 
 
@@ -184,6 +224,46 @@ def test_what_has_no_room_is_not_kept(folder: Path, monkeypatch: pytest.MonkeyPa
     assert [d.reason for d in planned.declined] == ["there is no room for it in the store"]
     build(folder, RECIPE)
     assert not objects(folder)
+
+
+def test_no_room_for_what_is_to_be_kept_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MERGEFLOW_CACHE_SIZE", "0")
+    heard = Heard()
+    build(folder, KEEP, heard)
+    assert heard.warnings == [
+        "t is not kept, though the recipe says `keep: true`: there is no room for it in the store"
+    ]
+    assert not objects(folder)
+    assert sha256(folder / "mix.safetensors") == fresh(folder, KEEP)
+
+
+@pytest.mark.parametrize("size", ["much", "-1GB", "10 apples"])
+def test_a_limit_that_is_no_size(folder: Path, monkeypatch: pytest.MonkeyPatch, size: str) -> None:
+    monkeypatch.setenv("MERGEFLOW_CACHE_SIZE", size)
+    with pytest.raises(RecipeError, match=r"MERGEFLOW_CACHE_SIZE is .* which is no size"):
+        build(folder, RECIPE)
+    assert not (folder / "mix.safetensors").exists()
+
+
+def test_a_cache_that_cannot_be_written_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the folder should be lies a file. The build goes on without it."""
+    monkeypatch.undo()  # the disk is measured, or would be
+    wanted = fresh(folder, RECIPE)
+    (folder / "cache").write_text("in the way")
+    heard = Heard()
+    build(folder, RECIPE, heard)
+    assert heard.warnings
+    assert sha256(folder / "mix.safetensors") == wanted
+
+
+def test_the_disk_is_measured_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    first = plan(folder, RECIPE)
+    assert first.rates is not None
+    assert min(first.rates.read, first.rates.write) > 0
+    monkeypatch.setattr(storing, "_measure", lambda folder: pytest.fail("measured again"))
+    assert plan(folder, RECIPE).rates == first.rates
+    assert not parts(folder)
 
 
 def test_the_store_stays_within_its_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ if not hasattr(os, "pwrite"):
 
 EXPRESSIONS = [
     "a + (b - c) * k", "a + (t - a) * m", "kept", "kept + (t - a) * m", "slerp(a, t, m)", "stepped",
-    "ties(kept, [b, t], density=d)", "a", "b + (kept - t) * k",
+    "ties(kept, [b, t], density=d)", "a", "b + (kept - t) * k", "stepped*0.5 + a*0.5",
 ]  # fmt: skip
 CHOICES = {
     "m": ["0.25", "0.7", "1"],
@@ -60,7 +60,7 @@ params: {{ m: {m}, k: {{ default: 0.5, "in.*": {line} }}, d: {d}, w: {{ sweep: {
 steps:
   t: ties(a, [b, c], density=d)
   kept: {{ expr: {sum}, keep: {keep} }}
-  stepped: {{ expr: kept + (t - a)*m, round: float16 }}
+  stepped: {{ expr: kept + (t - a)*m, round: float16, keep: {keep} }}
 defaults: {{ embed: none{dtype} }}
 outputs:
   x.safetensors: {x}
@@ -95,7 +95,7 @@ def write_sources(folder: Path, contents: Contents) -> None:
 def scratch() -> Path:
     """In memory where that is a file system: the state machine syncs a lot, and no disk is what it tries."""
     there = Path("/dev/shm")
-    return Path(tempfile.mkdtemp(dir=there if there.is_dir() else None))
+    return Path(tempfile.mkdtemp(prefix="mergeflow-", dir=there if there.is_dir() else None))
 
 
 @cache
@@ -346,6 +346,14 @@ class BuildMachine(RuleBasedStateMachine):
         COUNTED["steps"] += 1
 
     def teardown(self) -> None:
+        try:
+            self.end()
+        finally:
+            for p in self.dead:
+                p.close()
+            shutil.rmtree(self.folder)
+
+    def end(self) -> None:
         """One more build, and nothing of the dead is left."""
         with self.machine("", keeps=True):
             for path in self.outputs():
@@ -358,9 +366,6 @@ class BuildMachine(RuleBasedStateMachine):
                 assert p.shelf.store.verify().damaged == ()
         assert not parts(self.folder)
         assert not list(self.folder.rglob("*.lease"))
-        for p in self.dead:
-            p.close()
-        shutil.rmtree(self.folder)
 
 
 def damage(path: Path, how: str, at: int) -> None:
