@@ -51,7 +51,7 @@ class BuiltOutput:
     bytes_read: int
     digest: str
     error: MergeflowError | None = None
-    tally: Tally = Tally()
+    tally: Tally = field(default_factory=Tally)
 
 
 class StoredResult(NamedTuple):

@@ -112,9 +112,10 @@ def _rows(
     outputs: Sequence[tuple[Sequence[TensorWork], Sequence[TensorSpec]]], only: Sequence[Collection[str]] | None
 ) -> Iterator[list[_Share]]:
     """The tensors that are made together: those of one name and length in all outputs; empty ones are nobody's work."""
-    later: list[dict[tuple[str, int], _Share]] = []
-    for number in range(1, len(outputs)):
-        later.append({(s.spec.name, s.spec.elements): s for s in _shares(number, outputs[number], only)})
+    later = [
+        {(s.spec.name, s.spec.elements): s for s in _shares(number, outputs[number], only)}
+        for number in range(1, len(outputs))
+    ]
     if outputs:
         for share in _shares(0, outputs[0], only):
             key = (share.spec.name, share.spec.elements)

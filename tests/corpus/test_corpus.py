@@ -78,9 +78,9 @@ PLANS: Mapping[str, Mapping[str, str]] = {
     "25a": {"osukini.safetensors": "0.5·7th_xl + 0.5·turquoise"},
     "27c": {"build/schnell-dev.safetensors": "1·schnell"},  # of most tensors; see below
     "29a": {
-        "build/sdxl-turbo-mario.safetensors":
-        "100/29·dare_drop(1·turbo − 1·base, density=0.13, stream=0, seed=0) + 1·base"
-    },  # fmt: skip
+        "build/sdxl-turbo-mario.safetensors": "100/29·dare_drop(1·turbo − 1·base, density=0.13, stream=0, seed=0) "
+        "+ 1·base"
+    },
     "30a": {
         f"AOM2_{label}_{w}0.safetensors": f"0.{10 - int(w)}·aom2 + 0.{w}·{model}"
         for label, model in (

@@ -162,7 +162,7 @@ build(folder, sys.argv[2], jobs=2)
             "MERGEFLOW_KERNELS": "torch",
             "ATEN_CPU_CAPABILITY": "default",
             "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512_SKX",
-        },  # fmt: skip
+        },
         {"PYTHONHASHSEED": "3", "MERGEFLOW_KERNELS": "torch", "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"},
     ],
     ids=["portable", "default", "avx2"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -220,7 +221,7 @@ def test_outputs_of_one_pass_share_what_they_read(
                 expected[len(expected)] = (s.start + low, s.start + min(low + CHUNK, s.nbytes))
         assert chunks == expected
     read = sorted((r.source, r.offset, r.offset + r.nbytes) for u in units for r in u.reads)
-    assert all(a[0] != b[0] or a[2] <= b[1] for a, b in zip(read, read[1:], strict=False))
+    assert all(a[0] != b[0] or a[2] <= b[1] for a, b in pairwise(read))
     sizes = slot_sizes(units)
     assert all(r.at + r.nbytes <= sizes[r.slot] for u in units for r in u.reads)
     assert all(p.block.nbytes <= largest_part(units) for u in units for p in u.parts)
