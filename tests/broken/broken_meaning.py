@@ -32,7 +32,7 @@ DEGREES = [
 
 METHODS = [
     mix("method-unknown", "weigthed_sum(a, b, 0.3)"),
-    mix("method-of-a-later-version", "karcher([a, b, c])"),
+    mix("method-of-a-later-version", "extract_lora(a, b)"),
     mix("method-takes-a-difference", "a + ties_trim(b, 0.2)"),
     mix("method-takes-a-difference-of-a-step", "a + ties_trim(s, 0.2)", "steps: { s: a*0.5 + b*0.5 }"),
     mix("method-takes-differences", "ties(a, [b - c, c])"),

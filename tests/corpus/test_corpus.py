@@ -76,6 +76,11 @@ PLANS: Mapping[str, Mapping[str, str]] = {
     },
     "19b": {"Voidlike.safetensors": "0.5·voidbrush + 0.25·ametrine + 0.25·toonyou"},
     "25a": {"osukini.safetensors": "0.5·7th_xl + 0.5·turquoise"},
+    "26a": {
+        "build/fluffymix.safetensors": (
+            "1.8·train_difference(1·fluffyrock − 1·sd15, 1·fluffyrock − 1·mix526) + 1·mix526"
+        )
+    },
     "27c": {"build/schnell-dev.safetensors": "1·schnell"},  # of most tensors; see below
     "29a": {
         "build/sdxl-turbo-mario.safetensors": "100/29·dare_drop(1·turbo − 1·base, density=0.13, stream=0, seed=0) "
@@ -153,9 +158,8 @@ REFUSED: Mapping[str, tuple[str, str, str]] = {  # line:column, what is said, wh
     "20a": ("7:54", LORA, ""),
     "21a": ("7:57", LORA, ""),
     "22a": ("9:57", LORA, ""),
-    "23a": ("10:7", "no method is called train_difference", "add_difference"),
+    "23a": ("11:7", "no method is called clamped_add_opposite", ""),
     "24a": ("10:49", LORA, ""),
-    "26a": ("7:41", "no method is called train_difference", "add_difference"),
     "27a": ("6:16", "'*' and '*double_blocks.*' both say what model.diffusion_model.double_blocks.0.img_attn", ""),
     "27b": ("4:8", HUB, "give its path"),
     "28a": ("10:13", "no method is called extract_lora", ""),
