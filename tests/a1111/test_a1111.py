@@ -242,7 +242,7 @@ def test_the_policy_is_in_the_file_and_in_every_key(tmp_path: Path) -> None:
         assert "policy a1111" in tensor_preimage(planned, output, work.name) or work.program < 0
     (entry,) = describe(planned)["outputs"]
     assert entry["policy"] == "a1111"
-    assert any("policy a1111: step by step" in line for line in _output(entry))
+    assert any("policy a1111: step by step" in line for line in _output(entry, brief=False))
     build(tmp_path, recipe("a + (b - c) * 0.3"), heard)
     said = metadata(tmp_path / "mix.safetensors")["mergeflow"]
     assert '"policy":"a1111"' in said
