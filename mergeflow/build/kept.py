@@ -4,10 +4,11 @@ builds that were killed have left."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mergeflow.build.settings import Tally
+from mergeflow.digest import hash_bytes
 from mergeflow.errors import MergeflowError
 from mergeflow.formats.contents import read_contents
 from mergeflow.formats.files import Fingerprint, clear_dead_parts, dead_parts, fingerprint
@@ -21,11 +22,18 @@ from mergeflow.store.records import Records
 _KEY, _PREFIX = 32, "k3:"
 
 
-def note_keys(output: OutputPlan, records: Records) -> None:
-    """Remember which file of an output holds which tensors, by their keys."""
-    for path, held in zip(output.files, output.layout.holds(), strict=True):
+def note_keys(output: OutputPlan, at: Sequence[Fingerprint], records: Records) -> None:
+    """Remember which file of an output holds which tensors, by their keys. They are bound to the file as it is now: a
+    build beside this one may read them between two writes to the index, and keys of the file before would give the
+    tensors of this one under wrong names."""
+    for path, now, held in zip(output.files, at, output.layout.holds(), strict=True):
         works = sorted(output.works[held], key=lambda work: work.name)
-        records.put_made(path, b"".join([bytes.fromhex(work.key.removeprefix(_PREFIX)) for work in works]))
+        keys = [bytes.fromhex(work.key.removeprefix(_PREFIX)) for work in works]
+        records.put_made(path, b"".join([_mark(now), *keys]))
+
+
+def _mark(at: Fingerprint) -> bytes:
+    return hash_bytes(" ".join(map(str, at)).encode())
 
 
 def tally(plan: Plan, output: OutputPlan) -> Tally:
@@ -37,7 +45,7 @@ def tally(plan: Plan, output: OutputPlan) -> Tally:
 
 def new_tensors(output: OutputPlan, records: Records) -> tuple[str, ...] | None:
     """The tensors that its files, as they were recorded, do not hold; None where that is not known."""
-    there = {key for path in output.files for key in _keys(records.made(path))}
+    there = {key for path in output.files for key in _keys(records.made(path)[_KEY:])}
     return tuple([work.name for work in output.works if work.key not in there]) if there else None
 
 
@@ -85,8 +93,9 @@ def _intact(records: Records) -> Iterator[tuple[Path, Fingerprint]]:
 
 
 def _tensors(path: Path, at: Fingerprint, wanted: set[str], records: Records, memo: Memo) -> dict[str, Kept]:
-    keys = _keys(records.made(path))
-    if wanted.isdisjoint(keys):
+    blob = records.made(path)
+    keys = _keys(blob[_KEY:])
+    if blob[:_KEY] != _mark(at) or wanted.isdisjoint(keys):
         return {}
     known = memo.find(at)
     try:

@@ -330,7 +330,7 @@ class Project:
         """Remember a published output, by record and memo."""
         digest = printable(written.content.model)
         remember(output, written, self.records, self.memo)
-        note_keys(output, self.records)
+        note_keys(output, written.at, self.records)
         for line in retire(output, self.records):
             self._warn(line)
         declared = self.bound.outputs[output.path][1]

@@ -12,6 +12,7 @@ import pytest
 from support.builds import HEAD, Heard, build, parts, plan, project, sha256, write_models
 from support.checkpoints import Model, read, related, weights, write
 
+from mergeflow.build.kept import _mark
 from mergeflow.build.settings import BuildResult
 from mergeflow.formats.files import fingerprint
 
@@ -135,6 +136,7 @@ def rot(folder: Path, path: Path, at: int) -> None:
             file.write(bytes([byte ^ 1]))
         now = fingerprint(path.stat())
         p.records.put(path, replace(record, at=now))
+        p.records.put_made(path, _mark(now) + p.records.made(path)[32:])
         p.memo.remember(now, known)
 
 
@@ -212,3 +214,17 @@ def test_a_file_somebody_edited_is_not_used(folder: Path) -> None:
     write(folder / "x.safetensors", model)
     result = build(folder, RECIPE.replace("  x.saf", "  y.saf"))
     assert tally(result) == (61, 0)
+
+
+def test_keys_of_the_file_before_are_not_those_of_this_one(folder: Path) -> None:
+    """A build beside this one may read the index between two writes to it: a new record, and still the old keys."""
+    build(folder, RECIPE)
+    x = folder / "x.safetensors"
+    with project(folder, RECIPE) as p:
+        old = p.records.made(x)
+    build(folder, RECIPE.replace("default: 0.5", "default: 0.6"))
+    with project(folder, RECIPE) as p:
+        p.records.put_made(x, old)
+    result, wanted = again(folder, RECIPE)
+    assert tally(result) == (61, 0)
+    assert sha256(x) == wanted
