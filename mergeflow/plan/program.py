@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from math import prod
 from typing import NamedTuple
 
 from mergeflow.ir.kernels import Choice
-from mergeflow.tensors import DType, TensorSpec
+from mergeflow.tensors import DType
 
 COPY, ZERO, CONSTANT, STAGED = -1, -2, -3, -4  # what a tensor's `program` can be instead of the number of one
 
@@ -111,7 +112,7 @@ class TensorWork(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        return TensorSpec(self.name, self.dtype, self.shape, 0).nbytes
+        return prod(self.shape) * self.dtype.size
 
 
 def rounded_share(share: Fraction, bits: int) -> Fraction:
