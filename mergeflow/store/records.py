@@ -54,8 +54,8 @@ class Records(ABC):
 
     @abstractmethod
     def made(self, path: Path) -> bytes:
-        """32 bytes that stand for the file as it was, then the keys of its tensors, 32 bytes each, by name in code point
-        order; empty when not known."""
+        """What stands for the file as it was, then the keys of its tensors, by name in code point order, 32 bytes each;
+        empty when not known."""
 
     @abstractmethod
     def put_made(self, path: Path, keys: bytes) -> None: ...
