@@ -33,13 +33,12 @@ class DType(Enum):
     label: str
     size: int
     bits: int
+    is_float: bool
 
     def __init__(self, code: str, label: str, size: int, bits: int) -> None:
-        self.code, self.label, self.size, self.bits = code, label, size, bits
+        self.code, self.label, self.size, self.bits, self.is_float = code, label, size, bits, bits > 0
 
-    @property
-    def is_float(self) -> bool:
-        return self.bits > 0
+    __hash__ = object.__hash__  # Enum's is a function in Python, and dtypes are part of many a key
 
     @property
     def compute(self) -> DType:
@@ -55,7 +54,8 @@ SHORT = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloa
 
 
 class TensorSpec(NamedTuple):
-    """One tensor of a file: `start` counts bytes from the beginning of the file, not of the data section.
+    """One tensor: `start` counts bytes from the beginning of its file, not of the data section. `file` says which one
+    of a model's files that is; where positions count through all of them (formats.many) it is 0.
 
     A named tuple and not a dataclass: files with 50,000 tensors are read at every plan, and tuples are made faster.
     """
@@ -64,6 +64,7 @@ class TensorSpec(NamedTuple):
     dtype: DType
     shape: tuple[int, ...]
     start: int
+    file: int = 0
 
     @property
     def elements(self) -> int:

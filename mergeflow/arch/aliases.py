@@ -138,11 +138,14 @@ def canonical(aliases: Aliases, shapes: Mapping[str, Shape]) -> Mapping[str, Ali
         ours = name
         if name.partition(".")[0] in heads:
             ours = _renamed(name, here) or name
-        alias = Alias(ours, aliases.canonical_shape(ours, shape))
-        if alias == (name, shape) or (ours != name and (ours in shapes or ours in taken)):
+        as_here = aliases.canonical_shape(ours, shape)
+        if ours == name:
+            if as_here == shape:
+                continue
+        elif ours in shapes or ours in taken:
             continue
         taken.add(ours)
-        found[name] = alias
+        found[name] = Alias(ours, as_here)
     return found
 
 

@@ -12,10 +12,10 @@ from mergeflow.formats.folder import read_folder
 from mergeflow.formats.header import HEADER_LIMIT, read_header
 from mergeflow.formats.legacy import read_legacy
 from mergeflow.formats.shards import read_shards
-from mergeflow.formats.stored import Contents, StoredTensor, recognise
+from mergeflow.formats.stored import Contents, recognise
 from mergeflow.formats.torchzip import read_torch_zip
 
-__all__ = ["Contents", "StoredTensor", "is_safetensors", "read_contents"]
+__all__ = ["Contents", "is_safetensors", "read_contents"]
 
 _AGAIN = "fetch it again"
 _OTHERS = (
@@ -114,5 +114,5 @@ def _unknown(path: Path, start: bytes, size: int) -> IntegrityError:
 
 def _read_safetensors(file: ReadFile) -> Contents:
     header = read_header(file)
-    tensors = {t.name: StoredTensor(t.name, t.dtype, t.shape, 0, t.start) for t in header.tensors.values()}
-    return Contents("safetensors", (file.path,), tensors, header.metadata, {}, recognise(tensors.values()))
+    found = recognise(header.tensors.values())
+    return Contents("safetensors", (file.path,), header.tensors, header.metadata, {}, found)

@@ -10,6 +10,7 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,14 @@ class Header:
     metadata: Mapping[str, str]
     data_start: int
     file_size: int
+
+
+class _Damaged(Exception):
+    """What is wrong with a header, whichever file it is of."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
 class _Duplicate(ValueError):
@@ -59,21 +68,9 @@ def read_header(file: ReadFile) -> Header:
 def parse_header(raw: bytes, path: Path, file_size: int) -> Header:
     """Check and convert the JSON of a header; `file_size` is what the offsets must fill exactly."""
     try:
-        document = json.loads(raw, object_pairs_hook=_no_duplicates)
-    except _Duplicate as error:
-        raise IntegrityError(f"{path}: the header names {error} twice") from None
-    except (ValueError, RecursionError):
-        raise IntegrityError(f"{path}: not a safetensors file: the header is not valid JSON") from None
-    if not isinstance(document, dict):
-        raise IntegrityError(f"{path}: not a safetensors file: the header is not a JSON object")
-    metadata = document.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise IntegrityError(f"{path}: the header's __metadata__ must map text to text")
-    data_start = 8 + len(raw)
-    tensors = [_tensor(path, name, entry, data_start) for name, entry in document.items()]
-    tensors.sort(key=lambda t: (t.start, t.nbytes))
-    _check_no_holes(path, tensors, data_start, file_size)
-    return Header({t.name: t for t in tensors}, metadata, data_start, file_size)
+        return _parsed(raw, file_size)
+    except _Damaged as error:
+        raise IntegrityError(f"{path}: {error}", hint=error.hint) from None
 
 
 def check_with_library(path: Path) -> None:
@@ -87,6 +84,26 @@ def check_with_library(path: Path) -> None:
         raise IntegrityError(f"{path}: the safetensors library refuses it: {error}") from error
 
 
+@lru_cache(maxsize=4)  # variants of one model mostly have the very same header
+def _parsed(raw: bytes, file_size: int) -> Header:
+    try:
+        document = json.loads(raw, object_pairs_hook=_no_duplicates)
+    except _Duplicate as error:
+        raise _Damaged(f"the header names {error} twice") from None
+    except (ValueError, RecursionError):
+        raise _Damaged("not a safetensors file: the header is not valid JSON") from None
+    if not isinstance(document, dict):
+        raise _Damaged("not a safetensors file: the header is not a JSON object")
+    metadata = document.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _Damaged("the header's __metadata__ must map text to text")
+    data_start = 8 + len(raw)
+    tensors = [_tensor(name, entry, data_start) for name, entry in document.items()]
+    tensors.sort(key=lambda t: (t.start, t.nbytes))
+    _check_no_holes(tensors, data_start, file_size)
+    return Header({t.name: t for t in tensors}, metadata, data_start, file_size)
+
+
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
@@ -98,30 +115,30 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorSpec:
+def _tensor(name: str, entry: Any, data_start: int) -> TensorSpec:
     try:
         code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
-        raise IntegrityError(
-            f"{path}: the header's entry for {_shown(name)} is malformed: it needs dtype, shape and two data_offsets"
+        raise _Damaged(
+            f"the header's entry for {_shown(name)} is malformed: it needs dtype, shape and two data_offsets"
         ) from None
     dtype = BY_CODE.get(code) if isinstance(code, str) else None
     if dtype is None:
-        raise IntegrityError(
-            f"{path}: tensor {_shown(name)} has the type {_shown(code)}, which mergeflow does not know",
+        raise _Damaged(
+            f"tensor {_shown(name)} has the type {_shown(code)}, which mergeflow does not know",
             hint=f"known types: {', '.join(BY_CODE)}",
         )
     for n in (*shape, begin, end):
         if type(n) is not int or not 0 <= n < LARGEST:
-            raise IntegrityError(
-                f"{path}: tensor {_shown(name)}: shape {_shown(list(shape))}, data_offsets {_shown([begin, end])}: "
+            raise _Damaged(
+                f"tensor {_shown(name)}: shape {_shown(list(shape))}, data_offsets {_shown([begin, end])}: "
                 "one is not a whole number that a file could have"
             )
     nbytes = prod(shape) * dtype.size
     if end - begin != nbytes:
         needs = f"{nbytes:,} bytes" if nbytes < LARGEST else "more bytes than any file has"
-        raise IntegrityError(
-            f"{path}: tensor {_shown(name)} should take {needs} ({code} {_shown(list(shape))}), "
+        raise _Damaged(
+            f"tensor {_shown(name)} should take {needs} ({code} {_shown(list(shape))}), "
             + (f"its offsets span {end - begin:,}" if begin <= end else f"it ends before it begins: [{begin}, {end}]")
         )
     return TensorSpec(name, dtype, shape, data_start + begin)
@@ -133,17 +150,17 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:40]}…{text[-16:]}"
 
 
-def _check_no_holes(path: Path, tensors: list[TensorSpec], data_start: int, file_size: int) -> None:
+def _check_no_holes(tensors: list[TensorSpec], data_start: int, file_size: int) -> None:
     position = data_start
     for t in tensors:
         if t.start != position:
             what = "overlaps the tensor before it" if t.start < position else "leaves a hole before it"
-            raise IntegrityError(
-                f"{path}: tensor {_shown(t.name)} {what}: it begins at byte {t.start:,} of the file, "
+            raise _Damaged(
+                f"tensor {_shown(t.name)} {what}: it begins at byte {t.start:,} of the file, "
                 f"the one before ends at {position:,}"
             )
         position += t.nbytes
     if position > file_size:
-        raise IntegrityError(f"{path}: cut short: its tensors need {position:,} bytes, the file has {file_size:,}")
+        raise _Damaged(f"cut short: its tensors need {position:,} bytes, the file has {file_size:,}")
     if position < file_size:
-        raise IntegrityError(f"{path}: {file_size - position:,} bytes follow the last tensor; the file is damaged")
+        raise _Damaged(f"{file_size - position:,} bytes follow the last tensor; the file is damaged")

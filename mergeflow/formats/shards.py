@@ -10,7 +10,8 @@ from typing import Any
 
 from mergeflow.errors import IntegrityError, MissingInput
 from mergeflow.formats.files import ReadFile
-from mergeflow.formats.stored import Contents, StoredTensor, in_file_order, listed, recognise
+from mergeflow.formats.stored import Contents, in_file_order, listed, recognise
+from mergeflow.tensors import TensorSpec
 
 INDEX_LIMIT = 100_000_000
 SHARD_LIMIT = 10_000
@@ -52,7 +53,7 @@ def read_shards(index: Path, read_file: Callable[[Path], Contents]) -> Contents:
 def join(path: Path, container: str, parts: Iterable[tuple[str, Contents]]) -> Contents:
     """Several contents as one, the names in each behind its prefix. Metadata that all agree on is kept."""
     files: list[Path] = []
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, TensorSpec] = {}
     metadata: dict[str, str] | None = None
     extras: dict[str, str] = {}
     for prefix, part in parts:

@@ -2,54 +2,34 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
-from mergeflow.tensors import DType
-
-
-class StoredTensor(NamedTuple):
-    """A tensor as it lies: contiguous little-endian values from byte `start` of `files[file]`.
-
-    Two names may share bytes, wholly or in part: tied weights in a pickle are one storage.
-    """
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    file: int
-    start: int
-
-    @property
-    def elements(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.size
+from mergeflow.tensors import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
     """A model wherever it came from.
 
-    `tensors` is ordered by file and offset. `extras` are facts beside the tensors that a person may want to see
+    `tensors` is ordered by file and offset: contiguous little-endian values from byte `start` of `files[file]`. Two
+    names may share bytes, wholly or in part: tied weights in a pickle are one storage.
+
+    `extras` are facts beside the tensors that a person may want to see
     (`global_step`, what was chosen, what was left out). `other` maps what the file was recognised as, when that is not
     a whole model ("hypernetwork", "textual inversion", "vae", "lora"), to what gave it away.
     """
 
     container: str
     files: tuple[Path, ...]
-    tensors: Mapping[str, StoredTensor]
+    tensors: Mapping[str, TensorSpec]
     metadata: Mapping[str, str] = field(default_factory=dict)
     extras: Mapping[str, str] = field(default_factory=dict)
     other: Mapping[str, str] = field(default_factory=dict)
 
 
-def in_file_order(tensors: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
+def in_file_order(tensors: Iterable[TensorSpec]) -> dict[str, TensorSpec]:
     return {t.name: t for t in sorted(tensors, key=lambda t: (t.file, t.start, t.name))}
 
 
@@ -64,14 +44,13 @@ _VAE = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "loss.", "mod
 _LORA = (".lora_up.", ".lora_down.", ".lora_A.", ".lora_B.", ".hada_w1_a", ".lokr_w1", ".lora_linear_layer.")
 
 
-def recognise(tensors: Iterable[StoredTensor]) -> dict[str, str]:
+def recognise(tensors: Iterable[TensorSpec]) -> dict[str, str]:
     """What a file that is not a whole model is, judged by its names (and, for embeddings, shapes)."""
     tensors = list(tensors)
-    for t in tensors:
-        for mark in _LORA:
-            if mark in t.name:
-                return {"lora": f"it has {t.name}"}
     names = {t.name for t in tensors}
+    text = "\n".join(names)  # to be searched once, and not name by name: files have tens of thousands
+    if any(mark in text for mark in _LORA):
+        return {"lora": f"it has {next(t.name for t in tensors if any(mark in t.name for mark in _LORA))}"}
     if (
         names
         and {"encoder.conv_in.weight", "decoder.conv_in.weight"} <= names

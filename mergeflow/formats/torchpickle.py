@@ -17,8 +17,8 @@ from pathlib import Path
 
 from mergeflow.errors import IntegrityError
 from mergeflow.formats.pickles import Fillable, Function, Inert, Malformed, Refused, Stranger, plain_key
-from mergeflow.formats.stored import Contents, StoredTensor, in_file_order, listed, recognise
-from mergeflow.tensors import DType
+from mergeflow.formats.stored import Contents, in_file_order, listed, recognise
+from mergeflow.tensors import DType, TensorSpec
 
 _MAX_DIMS = 64
 _TEXT_SHOWN = 200
@@ -544,7 +544,7 @@ def _what_is_there(root: object) -> str:
     return f"it is a {type(root).__name__}" + (f" of {len(root):,}" if isinstance(root, (list, tuple)) else "")
 
 
-def _stored(path: Path, name: str, t: object, storages: Callable[[Storage], tuple[int, int]]) -> StoredTensor:
+def _stored(path: Path, name: str, t: object, storages: Callable[[Storage], tuple[int, int]]) -> TensorSpec:
     def refused(reason: str) -> IntegrityError:
         return IntegrityError(
             f"{path}: tensor {_brief(name)!r} cannot be read: {reason}",
@@ -573,11 +573,11 @@ def _stored(path: Path, name: str, t: object, storages: Callable[[Storage], tupl
     size = min(available, t.storage.nbytes)
     begin, nbytes = t.offset * dtype.size, math.prod(t.shape) * dtype.size
     if nbytes == 0:
-        return StoredTensor(name, dtype, t.shape, 0, start + t.storage.skip)
+        return TensorSpec(name, dtype, t.shape, start + t.storage.skip)
     if available < t.storage.skip + t.storage.nbytes:
         raise refused(
             f"its storage {_brief(t.storage.key)} should have {t.storage.nbytes:,} bytes and has {available:,}"
         )
     if begin + nbytes > size:
         raise refused(f"it needs bytes {begin:,} to {begin + nbytes:,} of a storage of {size:,}")
-    return StoredTensor(name, dtype, t.shape, 0, start + t.storage.skip + begin)
+    return TensorSpec(name, dtype, t.shape, start + t.storage.skip + begin)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from mergeflow.errors import Place, RecipeError
 from mergeflow.ir.kernels import Choice, Kernel
 from mergeflow.ir.nodes import Apply, Free, Like, Load, Named, Node, Replace, Round, Sum
-from mergeflow.ir.numbers import ONE, ZERO, Number, decimal, evaluate, exact_sum
+from mergeflow.ir.numbers import ONE, ZERO, Number, decimal, evaluate, exact_sum, times
 from mergeflow.tensors import DType
 
 
@@ -198,14 +198,15 @@ class Analysis:
         is lacking is itself lacking)."""
         shares = [self._number(share) for share, _ in node.terms]
         states = [self._states[id(child)] for _, child in node.terms]
-        degrees = [share * s.degree for share, s in zip(shares, states, strict=True)]
         total, lead, running = ZERO, 0, states[0].delta
-        for i, s in enumerate(states):
+        for i, (share, s) in enumerate(zip(shares, states, strict=True)):
             if i and running and not s.delta:
                 lead = i
-            total += degrees[i]
-            running = s.delta if not i else total == 0
-        delta = states[0].delta if len(states) == 1 else total == 0
+            if s.degree is not ZERO:
+                added = times(share, s.degree)
+                total = added if total is ZERO else _shared(total + added)
+            running = s.delta if not i else not total
+        delta = states[0].delta if len(states) == 1 else not total
         primary = states[lead].primary
         if all(s.present for s in states):
             used = [(share, child) for share, (_, child) in zip(shares, node.terms, strict=True)]
@@ -324,8 +325,13 @@ class Analysis:
                 opaque[node] = share
             else:
                 for factor, child in state.used:
-                    arriving.setdefault(id(child), []).append(factor * share)
+                    arriving.setdefault(id(child), []).append(times(factor, share))
         return {source: exact_sum(parts) for source, parts in shares.items()}, opaque
+
+
+def _shared(degree: Fraction) -> Fraction:
+    """Zero and one as the constants, which are told by identity."""
+    return ZERO if not degree else ONE if degree == 1 else degree
 
 
 def check_side(kernel: Kernel, position: int, degree: Fraction, delta: bool, operand: Node) -> None:
@@ -344,7 +350,7 @@ def check_side(kernel: Kernel, position: int, degree: Fraction, delta: bool, ope
 
 def check_degree(name: str, place: Place, degree: Fraction) -> None:
     """Refuse what is neither a model nor a difference, and say how to make it one."""
-    if degree in (0, 1):
+    if degree is ONE or degree in (0, 1):
         return
     shown = decimal(degree)
     if degree == 2:

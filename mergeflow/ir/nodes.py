@@ -12,7 +12,7 @@ from typing import ClassVar, final
 
 from mergeflow.errors import Place
 from mergeflow.ir.kernels import Choice, Kernel
-from mergeflow.ir.numbers import ONE, Number
+from mergeflow.ir.numbers import MINUS_ONE, ONE, Number
 from mergeflow.tensors import DType
 
 
@@ -46,16 +46,17 @@ class Load(Node):
 class Sum(Node):
     """A linear combination, in the order written: the order decides the primary."""
 
-    __slots__ = ("terms",)
+    __slots__ = ("_inputs", "terms")
 
     def __init__(self, terms: Iterable[tuple[Number, Node]]) -> None:
         self.terms = tuple(terms)
+        self._inputs = tuple([node for _, node in self.terms])  # asked for at every walk
 
     def inputs(self) -> tuple[Node, ...]:
-        return tuple(node for _, node in self.terms)
+        return self._inputs
 
     def numbers(self) -> tuple[Number, ...]:
-        return tuple(share for share, _ in self.terms)
+        return tuple([share for share, _ in self.terms])
 
 
 @final
@@ -164,19 +165,19 @@ class Scaled:
         return combine([self, -other])
 
     def __neg__(self) -> Scaled:
-        return Scaled(-self.factor, self.node)
+        return Scaled(MINUS_ONE if self.factor is ONE else -self.factor, self.node)
 
     def __mul__(self, number: Number) -> Scaled:
-        return Scaled(self.factor * number, self.node)
+        return Scaled(number if self.factor is ONE else self.factor * number, self.node)
 
 
 def combine(values: Sequence[Scaled]) -> Scaled:
     """One sum of all, at one level: a tensor that one of the models lacks is resolved for the sum as a whole."""
-    return Scaled(ONE, Sum((v.factor, v.node) for v in values))
+    return Scaled(ONE, Sum([(v.factor, v.node) for v in values]))
 
 
 def as_node(value: Scaled) -> Node:
-    if value.factor == ONE:
+    if value.factor is ONE or value.factor == ONE:
         return value.node
     return Sum([(value.factor, value.node)])
 
@@ -185,15 +186,14 @@ def topological(roots: Iterable[Node]) -> list[Node]:
     """All nodes under `roots`, inputs before users, each once."""
     order: list[Node] = []
     done: set[int] = set()
-    stack: list[tuple[Node, bool]] = [(root, False) for root in roots]
+    stack = list(roots)
     while stack:
-        node, expanded = stack.pop()
+        node = stack[-1]
         if id(node) in done:
-            continue
-        if expanded:
-            done.add(id(node))
-            order.append(node)
+            stack.pop()
+        elif waiting := [child for child in node.inputs() if id(child) not in done]:
+            stack += waiting
         else:
-            stack.append((node, True))
-            stack += [(child, False) for child in node.inputs() if id(child) not in done]
+            done.add(id(stack.pop()))
+            order.append(node)
     return order

@@ -50,6 +50,7 @@ class Varying:
 
 Number = Fraction | Varying
 ONE, ZERO = Fraction(1), Fraction(0)
+MINUS_ONE = Fraction(-1)
 
 
 def profile(name: str) -> Varying:
@@ -100,12 +101,18 @@ def evaluate(number: Number, values: Mapping[str, Fraction]) -> Fraction:
     return done[id(number)]
 
 
+def times(x: Fraction, y: Fraction) -> Fraction:
+    """x·y; most factors of a recipe are one, and Python's fractions take their time."""
+    return y if x is ONE else x if y is ONE else x * y
+
+
 def exact_sum(numbers: Iterable[Fraction]) -> Fraction:
     """A sum over one common denominator: thousands of terms with denominators of thousands of digits stay cheap,
     where adding fractions one by one takes a gcd of long numbers at every step."""
-    parts = sorted(numbers, key=lambda f: -f.denominator.bit_length())
+    parts = list(numbers)
     if len(parts) == 1:
         return parts[0]
+    parts.sort(key=lambda f: -f.denominator.bit_length())
     common = 1
     for f in parts:
         if common % f.denominator:

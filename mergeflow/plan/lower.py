@@ -13,7 +13,7 @@ with digests first, neighbouring tensors would need programs of their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from math import lcm
 from typing import NamedTuple, TypeVar
@@ -42,6 +42,28 @@ class _Value(NamedTuple):
     dtype: DType
 
 
+class _Ready(NamedTuple):
+    """What tensors of the same dtypes share: their program and the texts of their keys, digests left open. `value` is
+    of the sum before it is rounded."""
+
+    program: int
+    text: str
+    value: str
+
+
+class _Sum(NamedTuple):
+    """A form over sources alone, its terms by integer; `ranked`: no two integers are equal, so that no digest is needed
+    to order them. `tensors` and `digests` are the sources'."""
+
+    sources: tuple[int, ...]
+    integers: tuple[int, ...]
+    divisor: int
+    ranked: bool
+    tensors: tuple[Mapping[str, TensorSpec], ...]
+    digests: tuple[Mapping[str, bytes], ...]
+    ready: dict[tuple[tuple[DType, ...], DType], _Ready]
+
+
 class Lowering:
     """Lowers the tensors of outputs that share sources and programs. `programs` and `staged` grow as it goes."""
 
@@ -52,7 +74,6 @@ class Lowering:
         self.staged: list[Staged] = []
         self._numbers: dict[Program, int] = {}
         self._staged_numbers: dict[Staged, int] = {}
-        self._patterns: dict[tuple[object, ...], int] = {}
 
     def output(self, resolved: Resolved, dtypes: Sequence[DType | None]) -> Iterator[TensorWork]:
         """The work of every tensor; a dtype of None keeps the tensor's own.
@@ -61,15 +82,15 @@ class Lowering:
             RecipeError: shapes or dtypes that do not go together; arithmetic on scaled quantised weights.
         """
         self._facts = resolved.facts
-        flat = [self._flat(form) for form in resolved.forms]
+        sums = [self._sum(form) for form in resolved.forms]
         tensors = zip(resolved.specs, resolved.primaries, resolved.cases, dtypes, strict=True)
         for spec, primary, case, dtype in tensors:
             if not spec.dtype.is_float or resolved.architecture.is_buffer(spec.name):
                 yield self._copy(spec, primary)
                 continue
             target = dtype or spec.dtype
-            quick = flat[case]
-            work = self._quick(spec, quick, target) if quick is not None else None
+            plain = sums[case]
+            work = self._quick(spec, plain, target) if plain is not None else None
             yield work or self._general(spec, primary, resolved.forms[case], target, resolved.architecture)
 
     def preimage(self, resolved: Resolved, dtype: DType | None, index: int) -> str:
@@ -85,40 +106,48 @@ class Lowering:
 
     # -- the common case: distinct sources of one shape, no rounding points --------------------------------------
 
-    def _flat(self, form: Form) -> tuple[Form, tuple[int, ...], tuple[int, ...], int] | None:
-        """(form, sources, integers, denominator) of a form over sources alone."""
-        sources = tuple(leaf for _, leaf in form.terms if isinstance(leaf, int))
-        if len(sources) != len(form.terms) or len(sources) < 2:
+    def _sum(self, form: Form) -> _Sum | None:
+        """None where the form is made of more than sources."""
+        if len(form.terms) < 2 or not all(isinstance(leaf, int) for _, leaf in form.terms):
             return None
-        integers, divisor = form.integers()
-        return form, sources, integers, divisor
+        numbers, divisor = form.integers()
+        leaves = [(-n, leaf) for n, (_, leaf) in zip(numbers, form.terms, strict=True) if isinstance(leaf, int)]
+        sources = tuple([source for _, source in sorted(leaves)])
+        integers = tuple([-n for n, _ in sorted(leaves)])
+        facts = [self._facts[source] for source in sources]
+        tensors, digests = tuple([f.tensors for f in facts]), tuple([f.digests for f in facts])
+        return _Sum(sources, integers, divisor, len(set(integers)) == len(integers), tensors, digests, {})
 
-    def _quick(
-        self, spec: TensorSpec, flat: tuple[Form, tuple[int, ...], tuple[int, ...], int], target: DType
-    ) -> TensorWork | None:
+    def _quick(self, spec: TensorSpec, plain: _Sum, target: DType) -> TensorWork | None:
         """None when something about this tensor needs the general way."""
-        form, sources, integers, divisor = flat
-        name, shape = spec.name, spec.shape
-        specs = [self._facts[s].tensors[name] for s in sources]
+        name, shape, sources = spec.name, spec.shape, plain.sources
+        specs = [tensors[name] for tensors in plain.tensors]
         for s in specs:
             if s.shape != shape or not s.dtype.is_float:
                 return None
-        digests = [self._facts[s].digests[name] for s in sources]
+        digests = [of[name] for of in plain.digests]
         if len(set(digests)) != len(digests):
             return None
-        order = tuple(sorted(range(len(digests)), key=lambda i: (-integers[i], digests[i])))
-        dtypes = tuple(specs[i].dtype for i in order)
-        pattern = (id(form), order, dtypes, target)
-        number = self._patterns.get(pattern)
+        if not plain.ranked:
+            order = sorted(range(len(digests)), key=lambda i: (-plain.integers[i], digests[i]))
+            specs, digests = [specs[i] for i in order], [digests[i] for i in order]
+            sources = tuple([sources[i] for i in order])
+        dtypes = tuple([s.dtype for s in specs])
+        ready = plain.ready.get((dtypes, target)) or self._prepare(plain, dtypes, target)
+        written = tuple([digest.hex() for digest in digests])
+        key = action_key(ready.text % written)
+        values = (action_key(ready.value % written),) if self._keeping else ()
+        reads = tuple(zip(sources, [s.start for s in specs], strict=True))
+        return TensorWork(name, target, shape, key, ready.program, reads, values=values)
+
+    def _prepare(self, plain: _Sum, dtypes: tuple[DType, ...], target: DType) -> _Ready:
         compute = self._compute or target.compute
-        if number is None:
-            op = make_op([(integers[i], k) for k, i in enumerate(order)], divisor, compute, target)
-            number = self._patterns[pattern] = self._number(Program(dtypes, (op,)))
-        lines = "".join([f"{integers[i]} * b3:{digests[i].hex()}\n" for i in order])
-        key = action_key(f"{_head(compute, target)}{lines}/ {divisor}\n")
-        values = (action_key(f"{_head(compute, compute)}{lines}/ {divisor}\n"),) if self._keeping else ()
-        reads = tuple((sources[i], specs[i].start) for i in order)
-        return TensorWork(name, target, shape, key, number, reads, values=values)
+        op = make_op([(n, k) for k, n in enumerate(plain.integers)], plain.divisor, compute, target)
+        lines = "".join([f"{n} * b3:%s\n" for n in plain.integers]) + f"/ {plain.divisor}\n"
+        heads = _head(compute, target), _head(compute, compute)
+        found = _Ready(self._number(Program(dtypes, (op,))), heads[0] + lines, heads[1] + lines)
+        plain.ready[dtypes, target] = found
+        return found
 
     def _number(self, program: Program) -> int:
         number = self._numbers.get(program)

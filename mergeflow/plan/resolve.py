@@ -80,7 +80,7 @@ def resolve_output(bound: Bound, root: Node, facts: Facts) -> Resolved:
     names, primaries = _tensor_names(graph, start, facts, architecture, bound)
     _check_relatives(graph, facts, primary, architecture)
     tables = {name: resolve(bound.profiles[name], names, architecture) for name in sorted(graph.profiles)}
-    cases, analyses = _cases(graph, names, facts, tables, architecture)
+    cases, analyses = _cases(graph, names, facts, tables, architecture, start)
     for analysis, components in analyses:
         if not components and analysis.primary(root) != primary:
             raise RecipeError(
@@ -110,7 +110,7 @@ def check_claim(bound: Bound, claim: Claim, facts: Facts) -> str:
     architecture = _architecture(bound, facts[primary])
     names = list(facts[primary].tensors)
     tables = {name: resolve(bound.profiles[name], names, architecture) for name in sorted(graph.profiles)}
-    _, analyses = _cases(graph, names, facts, tables, architecture)
+    _, analyses = _cases(graph, names, facts, tables, architecture, start)
     label = {i: facts[i].name for i in graph.sources}
     same = {i: min(j for j in graph.sources if facts[j].model == facts[i].model) for i in graph.sources}
     for analysis, _ in analyses:
@@ -296,9 +296,10 @@ def _parts_of(name: str, parts: frozenset[str], architecture: Architecture) -> f
 
 
 def _cases(
-    graph: _Graph, names: Sequence[str], facts: Facts, tables: Mapping[str, Table], architecture: Architecture
-) -> tuple[list[int], list[tuple[Analysis, frozenset[str]]]]:
-    """The case of each tensor, and the analysis of each case."""
+    graph: _Graph, names: Sequence[str], facts: Facts, tables: Mapping[str, Table], architecture: Architecture,
+    start: Analysis,
+) -> tuple[list[int], list[tuple[Analysis, frozenset[str]]]]:  # fmt: skip
+    """The case of each tensor, and the analysis of each case. `start` is of the case in which nothing is particular."""
     here = set(names)
     lacking = {i: here - facts[i].tensors.keys() for i in sorted(graph.sources)}
     lacking = {i: missing for i, missing in lacking.items() if missing}
@@ -307,8 +308,7 @@ def _cases(
     analyses: list[tuple[Analysis, frozenset[str]]] = []
     cases: list[int] = []
     if not lacking and not columns and not graph.parts:
-        analyses.append((Analysis(graph.order, Case(frozenset(), {}, frozenset()), graph.deltas), frozenset()))
-        return [0] * len(names), analyses
+        return [0] * len(names), [(start, frozenset())]
     for position, name in enumerate(names):
         absent = frozenset(i for i, missing in lacking.items() if name in missing)
         parts = _parts_of(name, graph.parts, architecture) if graph.parts else frozenset[str]()

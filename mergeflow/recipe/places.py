@@ -77,5 +77,7 @@ def excerpt(text: str, begin: int, end: int, at: int) -> str:
     if end - begin > EXCERPT:
         left = max(begin, min(at - EXCERPT // 3, end - EXCERPT))
         right = left + EXCERPT
-    shown = "".join(c if c.isprintable() else " " for c in text[left:right])
+    shown = text[left:right]
+    if not shown.isprintable():
+        shown = "".join(c if c.isprintable() else " " for c in shown)
     return ("…" if left > begin else "") + shown.strip() + ("…" if right < end else "")

@@ -136,7 +136,10 @@ def _in_name(char: str) -> bool:
 
 
 def _plain_name(typed: str, text: str, start: int, anchor: Anchor) -> str:
-    if not typed.isascii():
+    if typed.isascii():
+        if typed.isidentifier() and typed.strip("_0123456789"):
+            return typed
+    else:
         bad = next((i for i, c in enumerate(typed) if not _in_name(c)), None)
         if bad is not None:
             raise _stray_character(typed[bad], anchor, start + bad)

@@ -86,18 +86,11 @@ def identify(path: Path, memo: Memo, report: Reporter, *, name: str = "", worker
         contents = read_contents(path)
         with ReadFiles(contents.files) as files:
             at = files.opened
-            tensors = {
-                t.name: TensorSpec(t.name, t.dtype, t.shape, files.starts[t.file] + t.start)
-                for t in contents.tensors.values()
-            }
+            tensors = _through(contents.tensors, files.starts)
         parts = []
         for number, file in enumerate(contents.files):
-            if len(contents.files) == 1:
-                specs = list(tensors.values())
-            else:
-                own = (t for t in contents.tensors.values() if t.file == number)
-                specs = [TensorSpec(t.name, t.dtype, t.shape, t.start) for t in own]
-            part = _known(file, at[number], specs, memo, report, name or path.name, workers)
+            own = [t for t in contents.tensors.values() if t.file == number]
+            part = _known(file, at[number], own, memo, report, name or path.name, workers)
             if part is None:
                 break
             parts.append(part)
@@ -106,6 +99,13 @@ def identify(path: Path, memo: Memo, report: Reporter, *, name: str = "", worker
         if attempt == 2:
             raise IntegrityError(f"{path}: changes while it is being read", hint="wait until it is complete")
     raise AssertionError("unreachable")
+
+
+def _through(tensors: Mapping[str, TensorSpec], starts: list[int]) -> Mapping[str, TensorSpec]:
+    """The tensors of several files, at positions that count through all of them."""
+    if len(starts) == 2:  # a file and its end
+        return tensors
+    return {name: t._replace(start=starts[t.file] + t.start, file=0) for name, t in tensors.items()}
 
 
 def _known(
