@@ -10,9 +10,12 @@ import struct
 
 from mergeflow.errors import IntegrityError
 from mergeflow.formats.files import ReadFile
-from mergeflow.formats.pickles import PICKLE_LIMIT, Malformed, Stream, load
+from mergeflow.formats.pickled import Malformed
+from mergeflow.formats.pickles import PICKLE_LIMIT, Stream, load
 from mergeflow.formats.stored import Contents
-from mergeflow.formats.torchpickle import Storage, contents, find, persistent
+from mergeflow.formats.torchmodel import contents
+from mergeflow.formats.torchpickle import find, persistent
+from mergeflow.formats.torchvalues import Storage
 
 MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001

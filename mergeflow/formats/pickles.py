@@ -13,58 +13,16 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from mergeflow.errors import IntegrityError
 from mergeflow.formats.files import ReadFile
+from mergeflow.formats.pickled import Fillable, Function, Inert, Malformed, Refused, Stranger, plain_key
 
 PICKLE_LIMIT = 100_000_000  # bytes, for callers to end the stream at; that of a large model has a few million
 OPCODE_LIMIT = 5_000_000  # a tensor takes about 25
 WORK_LIMIT = 100_000_000  # characters and 100 × items handed to functions, which a memo would let a file repeat
 _WINDOW = 1 << 18
 _NUMBER_LIMIT = 255  # bytes or digits of one integer
-
-
-class Malformed(ValueError):
-    """Not a pickle, or not one that a model could be. The text says why; `load` puts the path before it."""
-
-
-class Refused(Exception):
-    """A valid pickle that asks for something that is not data."""
-
-
-class Inert:
-    """Stands for an object that was not made: an instance of a class, a set, a device. It can be filled, not used."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Stranger:
-    """The mark of a class that is known to be harmless to name. Calling it gives an Inert."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Function:
-    """The mark of a function that is allowed, with what this program does in its place: it must check its arguments,
-    raise `Malformed` when they are wrong, and take time in proportion to what it was given."""
-
-    name: str
-    run: Callable[[tuple[object, ...]], object]
-
-
-class Fillable:
-    """Base of what a BUILD opcode may set state on, besides mappings and Inert."""
-
-    __slots__ = ()
-
-    def build(self, state: object) -> None:
-        raise NotImplementedError
 
 
 class Stream:
@@ -347,15 +305,6 @@ class _Machine:
         version = self._in.byte()
         if version > 5:
             raise Malformed(f"it has protocol {version}, the newest known is 5")
-
-
-def plain_key(key: object) -> object:
-    """A key that hashes fast and honestly; in place of any other, one that nothing will ever find."""
-    if isinstance(key, (str, bytes, float, Stranger)) or key is None:
-        return key
-    if isinstance(key, int) and key.bit_length() <= 64:
-        return key
-    return Inert(type(key).__name__)
 
 
 def _shown(text: str) -> str:

@@ -18,7 +18,9 @@ from mergeflow.errors import IntegrityError
 from mergeflow.formats.files import ReadFile
 from mergeflow.formats.pickles import PICKLE_LIMIT, Stream, load
 from mergeflow.formats.stored import Contents, listed
-from mergeflow.formats.torchpickle import Storage, contents, find, persistent
+from mergeflow.formats.torchmodel import contents
+from mergeflow.formats.torchpickle import find, persistent
+from mergeflow.formats.torchvalues import Storage
 
 DIRECTORY_LIMIT = 64_000_000
 _NEWEST_VERSION = 10  # of torch 2.x's own reader
