@@ -12,7 +12,7 @@ from mergeflow.cli.text import plural, print_json
 from mergeflow.errors import Differs
 
 if TYPE_CHECKING:
-    from mergeflow.provenance.lock import Lock
+    from mergeflow.provenance.lock import Lock, LockedSource
 
 SCHEMA = "mergeflow/lock/1"
 
@@ -61,13 +61,25 @@ def command(recipe: str | None, check: bool, as_json: bool, **given: Any) -> Non
 
 
 def keep_expected(old: Lock, new: Lock) -> Lock:
-    """The new lock, with the digests that the old one has for outputs that are the same but not built here."""
+    """The new lock, with what the old one has and this machine does not know: digests of outputs that are the same but
+    not built here, what sources are called and where they came from, when they were pointed at with --source."""
+    sources = {name: _with_origin(old.sources.get(name), source) for name, source in new.sources.items()}
     outputs = {}
     for path, output in new.outputs.items():
         before = old.outputs.get(path)
         same = before is not None and before.key == output.key and output.digest is None
         outputs[path] = before if same and before is not None else output
-    return new.model_copy(update={"outputs": outputs})
+    return new.model_copy(update={"sources": sources, "outputs": outputs})
+
+
+def _with_origin(old: LockedSource | None, new: LockedSource) -> LockedSource:
+    if old is None or old.sha256 != new.sha256:
+        return new
+    if new.file is None and new.url is None:
+        return new.model_copy(update={"file": old.file, "url": old.url, "resolved": old.resolved})
+    if new.url == old.url and new.resolved is None:
+        return new.model_copy(update={"resolved": old.resolved})
+    return new
 
 
 def differences(old: Lock, new: Lock) -> list[str]:
@@ -82,13 +94,15 @@ def differences(old: Lock, new: Lock) -> list[str]:
         for name in sorted(before.keys() & after.keys()):
             was, now = before[name].model_dump(), after[name].model_dump()
             lines += [
-                f"{kind} {name}: {field}: {_short(was[field])} → {_short(now[field])}"
+                f"{kind} {name}: {field}: {_short(was[field], field)} → {_short(now[field], field)}"
                 for field in was
-                if was[field] != now[field] and not (field == "digest" and was.get("key") != now.get("key"))
+                if was[field] != now[field] and not (field in ("digest", "sha256") and was.get("key") != now.get("key"))
             ]
     return lines
 
 
-def _short(value: object) -> str:
-    text = "not built" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+def _short(value: object, field: str) -> str:
+    if value is None:
+        return "not built" if field in ("digest", "sha256") else "none"
+    text = f"{value:,}" if isinstance(value, int) else str(value)
     return text if len(text) <= 16 else f"{text[:15]}…"

@@ -14,7 +14,8 @@ from mergeflow.recipe import BlockList, Output, Param, Recipe, Source
 
 @dataclass(frozen=True, slots=True)
 class SourceRef:
-    """A file that the recipe reads. `name` is what the recipe calls it (`aom2/nai` inside another recipe)."""
+    """A file that the recipe reads. `name` is what the recipe calls it (`aom2/nai` inside another recipe), `path` where
+    it is: what the recipe says, until the file is looked for (build.finding)."""
 
     name: str
     path: Path

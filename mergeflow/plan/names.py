@@ -189,8 +189,7 @@ def _bind_source(bound: Bound, source: Source, name: str, prefix: str, opened: t
         return [_bind_source(bound, s, f"{name}[{i}]", prefix, opened) for i, s in enumerate(source.many)]
     if source.recipe is not None:
         return _bind_recipe_source(bound, source, prefix + name, opened)
-    assert source.path is not None
-    bound.sources.append(SourceRef(prefix + name, source.folder / source.path, source))
+    bound.sources.append(SourceRef(prefix + name, source.folder / source.called, source))
     return Scaled(ONE, Load(len(bound.sources) - 1))
 
 

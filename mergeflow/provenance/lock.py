@@ -21,21 +21,31 @@ _HEAD = "# The lock of a mergeflow recipe: digests of its sources and of what it
 
 
 class LockedSource(BaseModel):
-    """`digest` is of the tensors, whatever the container; `sha256` of the file, for people who download it."""
+    """`digest` is of the tensors, whatever the container, under the names that the recipe sees; `sha256` of the file,
+    by which it is found elsewhere (a model in several files has none). `file` is what the recipe calls it, without its
+    folders. `url` is the address in the recipe, `resolved` that of this very content where the site has one. The rest
+    is for readers of a review."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     digest: str
-    sha256: str
+    sha256: str | None = None
     size: int
     tensors: int
+    dtypes: str | None = None
+    architecture: str | None = None
+    file: str | None = None
+    url: str | None = None
+    resolved: str | None = None
 
 
 class LockedOutput(BaseModel):
-    """`key` says what is to be computed, `digest` what came of it (None before the first build)."""
+    """`key` says what is to be computed, `digest` what came of it (None before the first build), `sha256` which file
+    that is, where it is one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     key: str
     digest: str | None = None
+    sha256: str | None = None
 
 
 class Lock(BaseModel):

@@ -30,9 +30,6 @@ RECIPE: Refusals = {
 }
 
 SOURCE: Refusals = {
-    "url": (f"downloading (url:) {_NOT_YET}", "download the file and give its path:"),
-    "hf": (f"downloading from Hugging Face (hf:) {_NOT_YET}", "download the file and give its path:"),
-    "civitai": (f"downloading from Civitai (civitai:) {_NOT_YET}", "download the file and give its path:"),
     "preset": (f"preset: {_NOT_YET}", ""),
     "dtype": ("a source has the dtype its file has", "dtype: belongs to an output"),
     "weight": ("a weight belongs into an expression", "for example linear([a @ 0.7, b @ 0.3])"),
@@ -100,17 +97,9 @@ KINDS: Refusals = {
     "checkpoint": ("a whole model is called kind: model", ""),
 }
 SCHEMES = {
-    "hf": "downloading from Hugging Face (hf:)",
-    "civitai": "downloading from Civitai (civitai:)",
-    "http": "downloading",
-    "https": "downloading",
-    "url": "downloading",
-    "ftp": "downloading",
-    "s3": "reading from an object store (s3:)",
+    "ftp": "downloading by FTP",
     "gs": "reading from an object store (gs:)",
     "az": "reading from an object store (az:)",
-    "sha256": "looking a model up by its hash alone",
-    "hash": "looking a model up by its hash alone",
 }
 
 

@@ -26,6 +26,10 @@ class Source(_Value):
     """A named input: one file, one step of another recipe, or (`many`) a list of those."""
 
     path: str | None = Field(default=None, description="The model file, relative to the folder of the recipe.")
+    url: str | None = Field(
+        default=None,
+        description="Where the file can be fetched: https://…, s3://…, hf:owner/repo/file, civitai:NUMBER.",
+    )
     sha256: str | None = Field(default=None, description="The sha256 the file must have: 64 hexadecimal digits.")
     hash: str | None = Field(
         default=None, description="A published hash of the file: 8, 10, 12 or 64 hexadecimal digits."
@@ -49,6 +53,12 @@ class Source(_Value):
     many: tuple[Source, ...] = ()
     folder: Path = Path()
     place: InstanceOf[Place] = Place()
+    given: bool = False  # by --source, in the place of what the recipe says
+
+    @property
+    def called(self) -> str:
+        """The path; of a source without one, its address or hash, which no file is called by."""
+        return self.path or self.url or (f"sha256:{self.sha256}" if self.sha256 else f"hash:{self.hash}")
 
     @field_validator("sha256")
     @classmethod
@@ -172,7 +182,9 @@ class Output(_Value):
         default=(), description="Other tools that the file tells of its making: a1111, modelspec."
     )
     sidecars: tuple[str, ...] = Field(
-        default=(), description="Files beside it: config (the first model's .yaml), sha256 (for sha256sum -c)."
+        default=(),
+        description="Files beside it: config (the first model's .yaml), sha256 (for sha256sum -c), provenance (an "
+        "in-toto statement), card (a model card for Hugging Face).",
     )
     note: str | None = Field(default=None, description="Anything worth remembering.")
     place: InstanceOf[Place] = Place()

@@ -15,7 +15,7 @@ from mergeflow.recipe.tokens import clip
 SAFETENSORS = ".safetensors"
 SUFFIXES = (SAFETENSORS, *TORCH_SUFFIXES)
 METADATA_FOR = ("a1111", "modelspec")
-SIDECARS = ("config", "sha256")
+SIDECARS = ("config", "sha256", "provenance", "card")
 SMALLEST_SHARD = 10**6
 _SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*([KMGT]?)(I?)B", re.IGNORECASE)
 _SIZES_ARE = "write it as 5GB or 500MB (GiB and MiB are those of 1024)"

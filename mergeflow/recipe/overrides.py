@@ -32,7 +32,7 @@ def override(recipe: Recipe, params: Mapping[str, str], sources: Mapping[str, st
             raise UnknownName("source", name, replaced, place=node.where)
         old = replaced[known]
         new = read_source(known, node, Path(), node.where)
-        replaced[known] = new.model_copy(update={"kind": old.kind, "arch": old.arch})
+        replaced[known] = new.model_copy(update={"kind": old.kind, "arch": old.arch, "given": True})
     record = (*recipe.overrides, *(f"{k}={v}" for k, v in [*params.items(), *sources.items()]))
     return recipe.model_copy(update={"params": changed, "sources": replaced, "overrides": record})
 

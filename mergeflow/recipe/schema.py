@@ -7,6 +7,7 @@ say.
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 from pydantic import BaseModel
@@ -14,10 +15,11 @@ from pydantic import BaseModel
 from mergeflow.recipe import later
 from mergeflow.recipe.fields import FLOATS
 from mergeflow.recipe.model import BlockList, Options, Output, Recipe, Source, Step
+from mergeflow.recipe.origins import SCHEMES
 from mergeflow.recipe.outputs import METADATA_FOR, SIDECARS, SUFFIXES
 from mergeflow.recipe.params import MAX_VALUES, RANGE_KEYS
 from mergeflow.recipe.sections import EMBED, POLICIES
-from mergeflow.recipe.sources import EMA, KINDS, OF_A_FILE, OF_A_RECIPE
+from mergeflow.recipe.sources import ADDRESSES, ALONE, EMA, HASHES, KINDS, OF_A_FILE, OF_A_RECIPE
 from mergeflow.tensors import SHORT
 
 Schema = dict[str, Any]
@@ -25,6 +27,10 @@ Schema = dict[str, Any]
 _TEXT: Schema = {"type": "string", "minLength": 1}
 _NOTE: Schema = {"type": ["string", "number"]}
 _DTYPE: Schema = {"enum": [*FLOATS, *SHORT]}
+_HEX = "[0-9a-fA-F]"
+_HASH = f"({_HEX}{{8}}|{_HEX}{{10}}|{_HEX}{{12}}|{_HEX}{{64}})"
+_HUB_FILE = "[^/@]+/[^/@]+/[^@]+(@[^@]+)?"
+_ADDRESS = f"(https?://[^/?#]+/.+|s3://[^/?#]+/.+|hf:{_HUB_FILE}|civitai:([0-9]+@)?[0-9]+)"
 _EXPRESSION: Schema = {"$ref": "#/$defs/expression"}
 
 
@@ -98,8 +104,9 @@ def _source() -> Schema:
     hexadecimal = {"type": ["string", "integer"]}
     properties = {
         "path": _path(),
-        "sha256": {**hexadecimal, "pattern": "^[0-9a-fA-F]{64}$"},
-        "hash": {**hexadecimal, "pattern": "^([0-9a-fA-F]{8}|[0-9a-fA-F]{10}|[0-9a-fA-F]{12}|[0-9a-fA-F]{64})$"},
+        "url": {**_TEXT, "pattern": f"^{_ADDRESS}$"},
+        "sha256": {**hexadecimal, "pattern": f"^{_HEX}{{64}}$"},
+        "hash": {**hexadecimal, "pattern": f"^{_HASH}$"},
         "size": {"type": ["integer", "string"], "minimum": 0, "pattern": "^[0-9]+$"},
         "kind": {"enum": list(KINDS)},
         "ema": {"enum": list(EMA)},
@@ -110,16 +117,32 @@ def _source() -> Schema:
         "note": _NOTE,
         "license": _NOTE,
     }
-    long = _object(_described(Source, properties))
+    described = _described(Source, properties)
+    described["hf"] = {
+        **_TEXT,
+        "pattern": f"^(hf:)?{_HUB_FILE}$",
+        "description": "A file on Hugging Face: owner/repo/file@revision.",
+    }
+    described["civitai"] = {
+        "type": ["integer", "string"],
+        "pattern": "^(civitai:)?([0-9]+@)?[0-9]+$",
+        "description": "The number of a model version on Civitai.",
+    }
+    long = _object(described)
     long["oneOf"] = [
-        {"required": ["path"], "properties": dict.fromkeys(("recipe", *OF_A_RECIPE), False)},
+        {
+            "anyOf": [{"required": [key]} for key in ALONE],
+            "properties": dict.fromkeys(("recipe", *OF_A_RECIPE), False),
+            "not": {"anyOf": [{"required": [a, b]} for a, b in combinations(ADDRESSES, 2)]},
+        },
         {"required": ["recipe"], "properties": dict.fromkeys(OF_A_FILE, False)},
     ]
-    return {"anyOf": [_path(), long, {"type": "array", "minItems": 1, "items": {"anyOf": [_path(), long]}}]}
+    short = {"anyOf": [_path(), {**_TEXT, "pattern": f"^({_ADDRESS}|sha256:{_HEX}{{64}}|hash:{_HASH})$"}]}
+    return {"anyOf": [short, long, {"type": "array", "minItems": 1, "items": {"anyOf": [short, long]}}]}
 
 
 def _path() -> Schema:
-    schemes = "|".join(later.SCHEMES)
+    schemes = "|".join((*later.SCHEMES, *SCHEMES, *HASHES))
     return {**_TEXT, "pattern": f"^(?!({schemes}):)"}
 
 

@@ -1,4 +1,4 @@
-"""The sources: section: model files, steps of other recipes, lists of them; and what a later version will fetch."""
+"""The sources: section: model files by path, by hash or by address; steps of other recipes; lists of them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ from mergeflow.recipe.fields import (
     scalar,
 )
 from mergeflow.recipe.model import Source
+from mergeflow.recipe.origins import read_origin, scheme_of
 from mergeflow.recipe.tokens import clip, normal_name
 
-_KEYS = ("path", "sha256", "hash", "size", "kind", "ema", "arch", "recipe", "step", "set", "note", "license")
+ADDRESSES = ("url", "hf", "civitai")
+HASHES = ("sha256", "hash")
+ALONE = ("path", *ADDRESSES, *HASHES)  # each of them is enough to find a file by
+_KEYS = (*ALONE, "size", "kind", "ema", "arch", "recipe", "step", "set", "note", "license")
 EMA = ("keep", "drop", "use")
 KINDS = ("model", "delta", "vae")
-OF_A_FILE = ("path", "sha256", "hash", "size", "ema")
+OF_A_FILE = (*ALONE, "size", "ema")
 OF_A_RECIPE = ("step", "set")
 _STEP_OF_RECIPE = re.compile(r"(.+\.ya?ml)#(.+)", re.IGNORECASE)
 
@@ -42,6 +46,12 @@ def read_source(name: str, node: nodes.Node, folder: Path, place: Place) -> Sour
 def _short(name: str, node: nodes.Node, folder: Path, place: Place) -> Source:
     path = path_text(node, f"the source {clip(name)}")
     refuse_scheme(path, node)
+    if scheme_of(path):
+        return Source(url=read_origin(path, node), folder=folder, place=place)
+    kind, colon, digits = path.partition(":")
+    if colon and kind.strip().lower() in HASHES:
+        values = {kind.strip().lower(): digits.strip(), "folder": folder, "place": place}
+        return build(Source, values, node, {})
     of_recipe = _STEP_OF_RECIPE.fullmatch(path)
     if of_recipe:
         recipe, step = of_recipe.groups()
@@ -71,6 +81,8 @@ def _long(name: str, node: nodes.Mapping, folder: Path, place: Place) -> Source:
     for key, value in given.items():
         if key == "path":
             values.update(_path(value))
+        elif key in ADDRESSES:
+            values["url"] = _address(key, value)
         elif key == "recipe":
             values.update(_recipe(value, given))
         elif key == "kind":
@@ -92,21 +104,31 @@ def _long(name: str, node: nodes.Mapping, folder: Path, place: Place) -> Source:
 
 def _refuse_mixtures(what: str, node: nodes.Mapping) -> None:
     keys = node.items
-    if "path" not in keys and "recipe" not in keys:
-        if "sha256" in keys or "hash" in keys:
-            raise node.error(later.not_yet("looking a model up by its hash alone"), "add path: with the model's file")
-        raise node.error(f"{what} has no path", "add path: with the model's file")
-    allowed, other = ("path", OF_A_RECIPE) if "path" in keys else ("recipe", OF_A_FILE)
-    if "path" in keys and "recipe" in keys:
+    if "recipe" not in keys and not any(key in keys for key in ALONE):
+        hint = "add path: with the model's file; or an address as url:, or the file's sha256:"
+        raise node.error(f"{what} has no path", hint)
+    addresses = [key for key in ADDRESSES if key in keys]
+    if len(addresses) > 1:
+        raise node.key(addresses[1]).error(f"{what} has two addresses, {addresses[0]}: and {addresses[1]}:")
+    if "recipe" in keys and "path" in keys:
         raise node.key("recipe").error(f"{what} is either a path: or a recipe:, not both")
+    first = next(key for key in (*ALONE, "recipe") if key in keys)
+    allowed, other = ("recipe", OF_A_FILE) if "recipe" in keys else (first, OF_A_RECIPE)
     for key in other:
         if key in keys:
             raise node.key(key).error(f"{key}: does not go with {allowed}:")
 
 
+def _address(key: str, node: nodes.Node) -> str:
+    text = line_of_text(node, key).strip()
+    return read_origin(text if key == "url" or scheme_of(text) else f"{key}:{text}", node)
+
+
 def _path(node: nodes.Node) -> dict[str, str]:
     path = path_text(node, "path")
     refuse_scheme(path, node)
+    if scheme_of(path):
+        raise node.error("path: names a file, and this is an address", f"write url: {clip(path)}")
     if _STEP_OF_RECIPE.fullmatch(path) or path.lower().endswith((".yaml", ".yml")):
         raise node.error("path: names a model file, and this is a recipe", "write recipe: and step:")
     return {"path": path}
@@ -148,7 +170,7 @@ def _settings(node: nodes.Node) -> dict[str, str]:
 
 
 def refuse_scheme(path: str, node: nodes.Node) -> None:
-    """Refuse what is an address or a hash rather than a path."""
+    """Refuse addresses of kinds that are not fetched."""
     scheme, colon, _ = path.partition(":")
     what = later.SCHEMES.get(scheme.strip().lower()) if colon else None
     if what:

@@ -15,7 +15,7 @@ from pathlib import Path
 from mergeflow.errors import IntegrityError, RecipeError
 from mergeflow.events import PhaseEnded, PhaseStarted, Progressed, Reporter
 from mergeflow.formats.files import ReadFile
-from mergeflow.sources.memo import Memo, quiet_since
+from mergeflow.sources.memo import Memo, Part, quiet_since
 
 _STEP = 1 << 22
 _OTHER_FILE = "point the source at the right file, with --source NAME=PATH or in the recipe"
@@ -32,21 +32,13 @@ class FileHashes:
 def sha256(path: Path, memo: Memo, report: Reporter) -> str:
     """Of the whole file; remembered."""
     with ReadFile(path) as file:
-        found = memo.find_sha256(file.opened)
-        if found is not None:
-            return found
-        settled = quiet_since(file.opened, path)
-        result = _sha256(file, 0, file.size, report)
-        file.check_unchanged()
-        if settled:
-            memo.remember_sha256(file.opened, result)
-        return result
+        return _remembered(file, "whole", 0, memo, report)
 
 
 def file_hashes(path: Path, memo: Memo, report: Reporter) -> FileHashes:
     whole = sha256(path, memo, report)
     with ReadFile(path) as file:
-        return FileHashes(whole, whole[:10], old_hash(file), autov3(file, report))
+        return FileHashes(whole, whole[:10], old_hash(file), autov3(file, memo, report))
 
 
 def old_hash(file: ReadFile) -> str:
@@ -54,9 +46,22 @@ def old_hash(file: ReadFile) -> str:
     return hashlib.sha256(file.read(length, 0x100000) if length else b"").hexdigest()[:8]
 
 
-def autov3(file: ReadFile, report: Reporter) -> str:
+def autov3(file: ReadFile, memo: Memo, report: Reporter) -> str:
+    """Of a safetensors file after its header; remembered."""
     (length,) = struct.unpack("<Q", file.read(8, 0))
-    return _sha256(file, 8 + length, file.size, report)
+    return _remembered(file, "body", 8 + length, memo, report)
+
+
+def _remembered(file: ReadFile, part: Part, start: int, memo: Memo, report: Reporter) -> str:
+    found = memo.find_sha256(file.opened, part)
+    if found is not None:
+        return found
+    settled = quiet_since(file.opened, file.path)
+    result = _sha256(file, start, file.size, report)
+    file.check_unchanged()
+    if settled:
+        memo.remember_sha256(file.opened, result, part)
+    return result
 
 
 def check_claims(
@@ -80,7 +85,7 @@ def check_claims(
             _compare(path, "hash of 8 digits", old_hash(file), short)
     elif len(short) == 12:
         with ReadFile(path) as file:
-            _compare(path, "AutoV3 hash", autov3(file, report)[:12], short)
+            _compare(path, "AutoV3 hash", autov3(file, memo, report)[:12], short)
     elif len(short) in (10, 64):
         _compare(path, "sha256", sha256(path, memo, report)[: len(short)], short)
     else:

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from mergeflow.digest import DIGEST_SIZE
 from mergeflow.formats.files import Fingerprint, fingerprint
@@ -31,7 +32,13 @@ create table if not exists content (
 create table if not exists whole (
   device integer, inode integer, size integer, mtime_ns integer, ctime_ns integer, sha256 text,
   primary key (device, inode)) without rowid;
+create table if not exists body (
+  device integer, inode integer, size integer, mtime_ns integer, ctime_ns integer, sha256 text,
+  primary key (device, inode)) without rowid;
 """
+Part = Literal["whole", "body"]  # what a sha256 is of: a file, or a safetensors file after its header
+_FIND = "select size, mtime_ns, ctime_ns, sha256 from {} where device = ? and inode = ?"
+_KEEP = "insert or replace into {} values (?,?,?,?,?,?)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,21 +132,18 @@ class Memo:
                 row = (_signed(at.device), _signed(at.inode), *at[2:], *facts)
                 database.execute("insert or replace into content values (?,?,?,?,?,?,?,?,?,?,?,?,?)", row)
 
-    def find_sha256(self, at: Fingerprint) -> str | None:
+    def find_sha256(self, at: Fingerprint, part: Part = "whole") -> str | None:
         row = None
         with self._database() as database:
             if database is not None:
-                row = database.execute(
-                    "select size, mtime_ns, ctime_ns, sha256 from whole where device = ? and inode = ?",
-                    (_signed(at.device), _signed(at.inode)),
-                ).fetchone()
+                row = database.execute(_FIND.format(part), (_signed(at.device), _signed(at.inode))).fetchone()
         return str(row[3]) if row is not None and row[:3] == at[2:] else None
 
-    def remember_sha256(self, at: Fingerprint, sha256: str) -> None:
+    def remember_sha256(self, at: Fingerprint, sha256: str, part: Part = "whole") -> None:
         with self._database() as database:
             if database is not None:
                 row = (_signed(at.device), _signed(at.inode), *at[2:], sha256)
-                database.execute("insert or replace into whole values (?,?,?,?,?,?)", row)
+                database.execute(_KEEP.format(part), row)
 
     def close(self) -> None:
         if self._connection is not None:

@@ -183,7 +183,7 @@ def test_source_override() -> None:
         ({"m": ""}, {}, "--set:1:3", "the expression is empty"),
         ({"k.": "1"}, {}, "--set:1:4", "names no block"),
         ({}, {"bb": "x"}, "--source:1:4", "no source is called bb"),
-        ({}, {"a": "hf:x"}, "--source:1:3", "Hugging Face"),
+        ({}, {"a": "hf:x/y"}, "--source:1:3", "Hugging Face"),
     ],
 )
 def test_overrides_that_go_wrong(overrides: dict[str, str], sources: dict[str, str], place: str, message: str) -> None:
@@ -251,7 +251,7 @@ def test_an_expression_of_several_lines() -> None:
     ("expr", "names", "output", "place", "message"),
     [
         ("a + 30%", {"a": "x"}, "o.safetensors", "expression:1:5", "30% is not a number"),
-        ("a", {"a": "hf:x"}, "o.safetensors", "command line:3:6", "Hugging Face"),
+        ("a", {"a": "hf:x/y"}, "o.safetensors", "command line:3:6", "Hugging Face"),
         ("a", {"a": "x", "m": "0:1:0.25"}, "o.safetensors", "command line:1:3", "not a range of numbers"),
         ("a", {"a": "x\ny"}, "o.safetensors", "command line:1:3", "contains a line break"),
         ("a", {"a": ""}, "o.safetensors", "command line:1:3", "a is empty"),

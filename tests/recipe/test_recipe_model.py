@@ -181,16 +181,18 @@ REFUSED = [
     ("step: {}", "2:1", "a recipe has no key step", "did you mean steps?"),
     ("Outputs: {}", "2:1", "a recipe has no key Outputs", "did you mean outputs?"),
     ("models: {}", "2:1", "called sources", ""),
-    ("sources: { a: hf:org/repo }", "2:15", "downloading from Hugging Face (hf:) is not in this version", "path"),
-    ("sources: { a: https://x/y.ckpt }", "2:15", "downloading is not in this version", "path"),
-    ("sources: { a: civitai:123 }", "2:15", "Civitai", ""),
-    ("sources: { a: s3://bucket/x }", "2:15", "object store", ""),
-    (f"sources: {{ a: sha256:{SHA} }}", "2:15", "by its hash alone is not in this version", "path"),
-    (f"sources: {{ a: {{ sha256: {SHA} }} }}", "2:15", "by its hash alone is not in this version", "add path:"),
-    ("sources: { a: { url: x } }", "2:17", "downloading (url:) is not in this version", ""),
-    ("sources: { a: { hf: x } }", "2:17", "Hugging Face", ""),
-    ("sources: { a: { civitai: x } }", "2:17", "Civitai", ""),
-    ("sources: { a: { path: hf:x } }", "2:23", "Hugging Face", ""),
+    ("sources: { a: hf:org/repo }", "2:15", "a whole repository of Hugging Face (hf:) is not", "hf:org/repo/FILE"),
+    ("sources: { a: gs://bucket/x }", "2:15", "object store", "give its path"),
+    ("sources: { a: { url: x } }", "2:22", "x is no address", "https://"),
+    ("sources: { a: { hf: x } }", "2:21", "hf:x is no file on Hugging Face", "owner/repo/file@revision"),
+    ("sources: { a: { hf: a/b/../c } }", "2:21", "is no file on Hugging Face", ""),
+    ("sources: { a: { civitai: x } }", "2:26", "civitai:x is no number of a model version", "modelVersionId"),
+    ("sources: { a: https://civitai.com/models/42/x }", "2:15", "several versions", "?modelVersionId=NUMBER"),
+    ("sources: { a: https://x }", "2:15", "https://x is no address of a file", ""),
+    ("sources: { a: { path: hf:a/b/c } }", "2:23", "path: names a file, and this is an address", "write url:"),
+    ("sources: { a: { hf: a/b/c, civitai: 1 } }", "2:28", "two addresses, hf: and civitai:", ""),
+    ("sources: { a: sha256:12ab }", "2:15", "a sha256 is 64 hexadecimal digits, this has 4", ""),
+    (f"sources: {{ a: {{ sha256: {SHA}, step: x }} }}", "2:91", "step: does not go with sha256:", ""),
     ("sources: { a: { path: x, ema: yes } }", "2:31", "ema cannot be yes", ""),
     ("sources: { a: { path: x, kind: lora } }", "2:32", "kind: lora is not in this version", "kind: delta"),
     ("sources: { a: { path: x, kind: VAE } }", "2:32", "kind cannot be VAE", "did you mean vae?"),
@@ -306,6 +308,47 @@ REFUSED = [
     ("outputs:\n  x.safetensors: { from: a, keep: x }", "3:29", "keep: is an option of a step", "kept anyway"),
     ("outputs:\n  x.safetensors: { from: a, files: x }", "3:29", "files: is not in this version", ""),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://me:pw@host/x.ckpt",
+        "https://host/x.ckpt?token=abc",
+        "'https://host/x.ckpt?a=1&X-Amz-Signature=abc'",
+        "https://civitai.com/api/download/models/1?token=abc",
+    ],
+)
+def test_an_address_with_a_secret_is_refused_and_not_repeated(text: str) -> None:
+    error = answer(f"{HEAD}sources: {{ a: {text} }}\n")
+    assert "secret" in error.message or "password" in error.message
+    assert "abc" not in str(error)
+    assert "pw@" not in str(error)
+    assert "HF_TOKEN" in error.hint
+
+
+ADDRESSES = {
+    "https://Host.org/a%20b/x.ckpt?v=1#top": "https://host.org/a%20b/x.ckpt?v=1",
+    "s3://bucket/a/x.ckpt": "s3://bucket/a/x.ckpt",
+    "hf:o/r/a b/x.ckpt": "hf:o/r/a b/x.ckpt@main",
+    "hf:o/r/x.ckpt@refs/pr/3": "hf:o/r/x.ckpt@refs/pr/3",
+    "https://huggingface.co/o/r/blob/main/a%20b/x.ckpt": "hf:o/r/a b/x.ckpt@main",
+    "https://huggingface.co/o/r/resolve/c0ffee/x.ckpt?download=true": "hf:o/r/x.ckpt@c0ffee",
+    "civitai:4201@130072": "civitai:130072",
+    "https://civitai.com/api/download/models/130072": "civitai:130072",
+    "https://civitai.com/models/4201/name?modelVersionId=130072": "civitai:130072",
+    "{ civitai: 130072 }": "civitai:130072",
+    "{ hf: o/r/x.ckpt@v1, path: y.ckpt }": "hf:o/r/x.ckpt@v1",
+}
+
+
+@pytest.mark.parametrize(("text", "url"), ADDRESSES.items())
+def test_addresses_have_one_spelling(text: str, url: str) -> None:
+    if text[0] == "{":
+        assert loads(f"{HEAD}sources: {{ a: {text} }}\n").sources["a"].url == url
+        return
+    assert loads(f"{HEAD}sources: {{ a: '{text}' }}\n").sources["a"].url == url
+    assert loads(f"{HEAD}sources: {{ a: {{ url: '{url}' }} }}\n").sources["a"].url == url
 
 
 @pytest.mark.parametrize(("text", "place", "message", "hint"), REFUSED, ids=[r[0][:60] for r in REFUSED])

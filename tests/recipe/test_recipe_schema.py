@@ -33,13 +33,16 @@ GOOD = [
     HEAD + "assert: [a == b]\ndefaults: { dtype: float16, embed: none }\noptions: { compute: fp32, missing: keep }\n",
     HEAD + "outputs: { a.safetensors: { from: x, metadata: { t: 1 }, replace: { vae: v } } }\n",
     HEAD + "outputs: { a.CKPT: x, b.pt: x, c.bin: x, d.safetensors: { from: x, shard_size: 1.5 GiB } }\n",
+    HEAD + "sources: { a: hf:o/r/x.ckpt@v1, b: civitai:1@2, c: https://x/y, d: s3://b/k, e: hash:01234567 }\n",
+    HEAD + f"sources: {{ a: {{ url: https://x/y, sha256: {'0' * 64} }}, b: {{ hf: o/r/x, path: y }} }}\n",
+    HEAD + "sources: { a: { civitai: 3 }, b: C:\\x.ckpt }\n",
     HEAD + "defaults: { metadata_for: a1111, sidecars: [config, sha256] }\noutputs: { a.pth: x }\n",
 ]
 
 INVISIBLE = (  # what a schema does not see: texts inside, and what YAML itself refuses or splits
     "0:1:0.25", "1,0.9", "0,3", "30%", "a[0:16]", "[a + b]", "' a'", "\"a'", "x.yaml", "x.ckpt, step", "'f g'", "'a b'",
     "../{", "by: 0 }", "by: -0.1", "to: m", "1e-9", "s!r", "{s:d}", "{s:5",
-    "int8x", "10KB", "x.pt", "../x", "..\\", "''", "\\n", "./A", "seps",
+    "b/../c", "/models/42/", "int8x", "10KB", "x.pt", "../x", "..\\", "''", "\\n", "./A", "seps",
 )  # fmt: skip
 
 

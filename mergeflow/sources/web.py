@@ -1,0 +1,196 @@
+"""Requests over HTTP: redirects that lose no secrets, and errors in words. The only module that imports httpx."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+from urllib.parse import urljoin, urlsplit
+
+from mergeflow.errors import IntegrityError, MergeflowError, MissingInput
+from mergeflow.events import Reporter
+from mergeflow.sources.credentials import ADVICE, ELSEWHERE, authorization
+
+if TYPE_CHECKING:
+    import httpx
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+_MOST_REDIRECTS = 10
+_BUSY = (408, 425, 429, 500, 502, 503, 504)
+_LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait (seconds), and how many attempts that get no further are made."""
+
+    connect: float = 20
+    silence: float = 60
+    attempts: int = 5
+    pause: float = 1
+
+
+class Interrupted(Exception):
+    """A request that may go better next time; `after` seconds, where the server says so."""
+
+    def __init__(self, why: str, after: float = 0) -> None:
+        super().__init__(why)
+        self.after = after
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The last response, and the headers of those that led to it, by host."""
+
+    response: httpx.Response
+    url: str
+    on_the_way: Mapping[str, Mapping[str, str]]
+
+
+class Web:
+    """Close it, or use it in a with statement."""
+
+    def __init__(self, report: Reporter, patience: Patience | None = None) -> None:
+        try:
+            import httpx
+        except ModuleNotFoundError:
+            raise not_installed("httpx") from None
+        from mergeflow import __version__
+
+        self.patience = patience or Patience()
+        self._report = report
+        timeout = httpx.Timeout(self.patience.silence, connect=self.patience.connect)
+        agent = {"User-Agent": f"mergeflow/{__version__}", "Accept-Encoding": "identity"}
+        self._client = httpx.Client(timeout=timeout, headers=agent, follow_redirects=False)
+
+    @contextmanager
+    def get(self, url: str, headers: Mapping[str, str] = {}) -> Iterator[Answer]:
+        """The response to a request, its body not read yet.
+
+        Raises:
+            Interrupted: no answer, or a server that is busy.
+            MissingInput: it is not there, or not for us.
+        """
+        import httpx
+
+        first, seen = _server(url), dict[str, Mapping[str, str]]()
+        for _ in range(_MOST_REDIRECTS + 1):
+            sent = {**headers, **(self._secret(url) if _server(url) == first else {})}
+            try:
+                request = self._client.build_request("GET", url, headers=sent)
+                response = self._client.send(request, stream=True)
+            except httpx.InvalidURL as error:
+                raise MissingInput(f"{shown(url)[:100]}: is no address") from error
+            except httpx.TransportError as error:
+                raise Interrupted(f"{_server(url)[1]}: {_words(error)}") from error
+            try:
+                host = _server(url)[1]
+                seen[host] = {**seen.get(host, {}), **response.headers}
+                if response.status_code in _REDIRECTS and "location" in response.headers:
+                    url = _next(url, response.headers["location"])
+                    continue
+                _check(response, url)
+                try:
+                    yield Answer(response, url, seen)
+                except httpx.TransportError as error:
+                    raise Interrupted(f"{_server(url)[1]}: {_words(error)}") from error
+                return
+            finally:
+                response.close()
+        raise MissingInput(f"{shown(url)}: redirected more than {_MOST_REDIRECTS} times")
+
+    def _secret(self, url: str) -> dict[str, str]:
+        """The header with a token, for requests that nobody can listen to."""
+        scheme, host, _ = _server(url)
+        if scheme != "https" and host not in _LOCAL:
+            return {}
+        value = authorization(host, self._report)
+        return {"Authorization": value} if value else {}
+
+    def close(self) -> None:
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def not_installed(package: str) -> MissingInput:
+    return MissingInput(
+        f"downloading takes the package {package}, which is not installed",
+        hint="pip install 'mergeflow[fetch]'; or get the file, and give its path",
+    )
+
+
+def is_open(url: str) -> bool:
+    """Whether what comes from an address may have been changed on its way."""
+    scheme, host, _ = _server(url)
+    return scheme != "https" and host not in _LOCAL
+
+
+def shown(url: str) -> str:
+    """An address for messages: what stands after ? may be somebody's signature."""
+    return url.partition("?")[0]
+
+
+def _server(url: str) -> tuple[str, str, int | None]:
+    parts = urlsplit(url)
+    try:
+        return parts.scheme, (parts.hostname or "").lower(), parts.port
+    except ValueError:
+        return parts.scheme, "", None
+
+
+def _next(url: str, location: str) -> str:
+    """Where a redirect leads.
+
+    Raises:
+        MissingInput: from what is encrypted to what is not, or to no address at all.
+    """
+    url, before = urljoin(url, location), url
+    scheme, host, _ = _server(url)
+    if not host or scheme not in ("https", "http") or (scheme == "http" and _server(before)[0] == "https"):
+        raise MissingInput(f"{shown(before)}: redirects to {shown(url)[:100]}, which is not followed")
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="").geturl()
+
+
+def _check(response: httpx.Response, url: str) -> None:
+    status, host = response.status_code, _server(url)[1]
+    if status in (200, 206, 416):
+        coding = response.headers.get("content-encoding", "identity").lower()
+        if coding not in ("", "identity"):
+            raise IntegrityError(f"{shown(url)}: the server packs the file ({coding[:20]}), which it was asked not to")
+        return
+    if status in _BUSY:
+        after = response.headers.get("retry-after", "")
+        raise Interrupted(f"{host}: the server answers {status}", min(float(after), 60) if after.isdigit() else 0)
+    if status in (401, 403):
+        raise _refused(url, status)
+    what = "there is no such file" if status in (404, 410) else f"the server answers {status}"
+    raise MissingInput(f"{shown(url)}: {what}", hint="open the address in a browser to see what is there")
+
+
+def _refused(url: str, status: int) -> MergeflowError:
+    host = _server(url)[1]
+    return MissingInput(
+        f"{shown(url)}: the server answers {status}: it gives the file only to those it knows, or not to everybody",
+        hint=f"accept the model's terms on its page, and give a token: {ADVICE.get(host, ELSEWHERE)}",
+    )
+
+
+def _words(error: Exception) -> str:
+    """A network's error in a few words."""
+    import httpx
+
+    if isinstance(error, httpx.ConnectTimeout | httpx.PoolTimeout):
+        return "does not answer"
+    if isinstance(error, httpx.ConnectError):
+        return "cannot be reached"
+    if isinstance(error, httpx.TimeoutException):
+        return "has fallen silent"
+    return "the connection broke"
