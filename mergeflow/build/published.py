@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from mergeflow.build.settings import Tally
 from mergeflow.build.state import is_recorded, put_records
+from mergeflow.build.told import TOLD, is_told, tell
 from mergeflow.digest import model_digest, printable
 from mergeflow.errors import MergeflowError, RecipeError
 from mergeflow.events import Reporter
@@ -27,9 +30,18 @@ if TYPE_CHECKING:
     from mergeflow.formats.scan import Content
 
 
-def remember(output: OutputPlan, written: Written, records: Records, memo: Memo) -> None:
+def made_now(counts: Tally, took: float) -> dict[str, Any]:
+    """What a record says of the building itself: when, how long the pass over the sources took (seconds), and how many
+    tensors were computed, copied and reused."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"at": now, "seconds": round(took, 3), **counts._asdict()}
+
+
+def remember(
+    output: OutputPlan, written: Written, records: Records, memo: Memo, made: Mapping[str, Any] | None = None
+) -> None:
     """By record and memo, file by file."""
-    put_records(records, output, written.at, printable(written.content.model))
+    put_records(records, output, written.at, printable(written.content.model), made)
     for at, held in zip(written.at, output.layout.holds(), strict=True):
         if held.stop > held.start:
             memo.remember(at, _known(output, written.content, held))
@@ -73,7 +85,12 @@ def _other_shapes(target: Path, records: Records) -> list[Path]:
 def side_files(output: OutputPlan, bound: Bound) -> dict[str, Path]:
     """Those that an output asks for, by what they are."""
     wanted = bound.outputs[output.path][1].sidecars
-    where = {"config": beside.config_path(output.target), "sha256": beside.sums_path(output.target)}
+    where = {
+        "config": beside.config_path(output.target),
+        "sha256": beside.sums_path(output.target),
+        "provenance": beside.statement_path(output.target),
+        "card": beside.card_path(output.target),
+    }
     return {kind: path for kind, path in where.items() if kind in wanted}
 
 
@@ -143,30 +160,43 @@ def strange_side_file(output: OutputPlan, bound: Bound, wanted: dict[Path, bytes
     for kind, path in side_files(output, bound).items():
         if not path.exists() or is_recorded(path, records.find(path)):
             continue
-        same = path.read_bytes() == wanted[path] if kind == "config" else beside.is_sums(path, output.target)
+        if kind == "config":
+            same = path.read_bytes() == wanted[path]
+        else:
+            same = is_told(kind, path) if kind in TOLD else beside.is_sums(path, output.target)
         if not same:
             return path
     return None
 
 
 def leave_side_files(
-    output: OutputPlan, bound: Bound, wanted: dict[Path, bytes], records: Records, memo: Memo, report: Reporter
+    output: OutputPlan, plan: Plan, wanted: dict[Path, bytes], records: Records, memo: Memo, report: Reporter
 ) -> None:
     """Write those that are not there as they should be. The sha256 of a file is taken once for each build of it."""
-    for kind, path in side_files(output, bound).items():
+    for kind, path in side_files(output, plan.bound).items():
         record = records.find(path)
         current = is_recorded(path, record)
         if kind == "sha256":
             if current and record is not None and record.key == output.key:
                 continue
-            files = zip(output.files, output.layout.holds(), strict=True)
-            listed = [file for file, held in files if held.stop > held.start or file == output.target]
-            data = beside.sums_text({file: sha256(file, memo, report) for file in listed}).encode()
+            data = beside.sums_text(_hashes(output, memo, report)).encode()
         else:
-            data = wanted[path]
+            if kind in TOLD:
+                files = {file.name: sha256 for file, sha256 in _hashes(output, memo, report).items()}
+                of_output = records.find(output.target)
+                data = tell(kind, plan, output, files, of_output.model if of_output else "", memo, report)
+            else:
+                data = wanted[path]
             if current and path.read_bytes() == data:
                 continue
         records.put(path, OutputRecord(write_file(path, data), output.key, "", {}))
+
+
+def _hashes(output: OutputPlan, memo: Memo, report: Reporter) -> dict[Path, str]:
+    """The sha256 of the files that an output consists of: those with tensors, and the one that it is known by."""
+    files = zip(output.files, output.layout.holds(), strict=True)
+    listed = [file for file, held in files if held.stop > held.start or file == output.target]
+    return {file: sha256(file, memo, report) for file in listed}
 
 
 # Cleaning
@@ -181,7 +211,8 @@ def files_there(target: Path) -> list[Path]:
 
 
 def remove_side_files(target: Path, records: Records) -> None:
-    """What mergeflow has written beside an output: its recipe, its claims, its config, its hashes."""
+    """What mergeflow has written beside an output: its recipe, its claims, its config, its hashes, what is told of
+    it."""
     recipe, claims = sidecar_path(target), claims_path(target)
     config, sums = beside.config_path(target), beside.sums_path(target)
     ours = [
@@ -189,6 +220,8 @@ def remove_side_files(target: Path, records: Records) -> None:
         (claims, read_claims(claims) is not None),
         (sums, beside.is_sums(sums, target)),
         (config, is_recorded(config, records.find(config))),
+        (statement := beside.statement_path(target), is_told("provenance", statement)),
+        (card := beside.card_path(target), is_told("card", card)),
     ]
     for path, is_mine in ours:
         if is_mine:

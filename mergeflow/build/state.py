@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from mergeflow.build.kept import new_tensors
 from mergeflow.digest import parse_digest
@@ -51,10 +52,14 @@ def look(output: OutputPlan, records: Records, memo: Memo, report: Reporter, wor
     return Found(exists=True, intact=True, key=output.key, snapshot=snapshot)
 
 
-def put_records(records: Records, output: OutputPlan, at: Sequence[Fingerprint], digest: str) -> None:
-    """A row for each file. Only the one by which the output is known says what it was made from."""
+def put_records(
+    records: Records, output: OutputPlan, at: Sequence[Fingerprint], digest: str, made: Mapping[str, Any] | None = None
+) -> None:
+    """A row for each file. Only the one by which the output is known says what it was made from, and how the build
+    went (`made`), where there was one."""
+    whole = output.snapshot.to_json() | ({"made": dict(made)} if made else {})
     for path, found in zip(output.files, at, strict=True):
-        told = output.snapshot.to_json() if path == output.target else {}
+        told = whole if path == output.target else {}
         records.put(path, OutputRecord(found, output.key, digest, told))
 
 

@@ -19,28 +19,31 @@ SAME, OTHER = "#e8e8e8", "#f4c27a"  # no change at all; tensors that are on one 
 WHITE_ON = 0.64  # the share of dark from which white letters are easier to read than black ones (equal luminance)
 
 
-def svg(title: str, blocks: Mapping[tuple[str, str], Tally]) -> str:
-    """`blocks`: by component and block, in the order to be drawn in."""
+def svg(title: str, blocks: Mapping[tuple[str, str], Tally], *, inline: bool = False) -> str:
+    """`blocks`: by component and block, in the order to be drawn in. `inline`: as a part of a page that has a heading,
+    a background and a colour of letters of its own."""
     rows: dict[str, list[tuple[str, Tally]]] = {}
     for (component, block), tally in blocks.items():
         rows.setdefault(component or "(none)", []).append((block, tally))
     body: list[str] = []
-    heading = _heading(title)
-    y = MARGIN + 14 + TITLE_LINE * len(heading)
+    heading = [] if inline else _heading(title)
+    y = 8 if inline else MARGIN + 14 + TITLE_LINE * len(heading)
     for component, cells in rows.items():
-        body.append(_text(MARGIN, y + HEIGHT / 2 + 4, _fitted(component, NAME), size=13, weight="bold"))
+        body.append(_text(MARGIN, y + HEIGHT / 2 + 4, fitted(component, NAME), size=13, weight="bold"))
         for i, (block, tally) in enumerate(cells):
             x = MARGIN + LABEL + (i % PER_ROW) * (WIDTH + GAP)
             body += _cell(x, y + (i // PER_ROW) * (HEIGHT + GAP), component, block, tally)
         y += -(-len(cells) // PER_ROW) * (HEIGHT + GAP) + 12
     width = 2 * MARGIN + LABEL + PER_ROW * (WIDTH + GAP)
     body += _legend(y + 6)
-    height = y + 6 + 44 + MARGIN
+    height = y + 6 + 44 + (0 if inline else MARGIN)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+    paper = [] if inline else [f'<rect width="{width}" height="{height}" fill="white"/>']
+    ink = ' fill="currentColor"' if inline else ""
     lines = [
-        f'{head} font-family="sans-serif">',
+        f'{head} font-family="sans-serif"{ink}>',
         f"<title>{escape(title)}</title>",
-        f'<rect width="{width}" height="{height}" fill="white"/>',
+        *paper,
         *(_text(MARGIN, MARGIN + 12 + TITLE_LINE * i, line, size=15, weight="bold") for i, line in enumerate(heading)),
         *body,
         "</svg>",
@@ -51,12 +54,13 @@ def svg(title: str, blocks: Mapping[tuple[str, str], Tally]) -> str:
 def _cell(x: float, y: float, component: str, block: str, tally: Tally) -> Iterator[str]:
     fill, ink, number = _looks(tally)
     counts = ", ".join(f"{n} {state}" for state, n in tally.counts.items() if n)
-    yield f"<g><title>{escape(f'{component} {block}: {counts}; {number}')}</title>"
+    kind = ' class="same"' if fill == SAME else ""
+    yield f"<g{kind}><title>{escape(f'{component} {block}: {counts}; {number}')}</title>"
     yield f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="3" fill="{fill}"/>'
     yield _text(
         x + WIDTH / 2,
         y + 16,
-        _fitted(block.replace("encoder.", "enc.").replace("decoder.", "dec."), BLOCK),
+        fitted(block.replace("encoder.", "enc.").replace("decoder.", "dec."), BLOCK),
         size=10,
         anchor="middle",
         fill=ink,
@@ -92,24 +96,24 @@ def percent(relative: float) -> str:
 
 def _heading(title: str) -> list[str]:
     """The title in lines that are not cut off: one, or one a model."""
-    lines = [title] if _columns(title) <= TITLE else title.replace(" → ", " →\n").split("\n")
-    return [_fitted(line, TITLE) for line in lines]
+    lines = [title] if columns(title) <= TITLE else title.replace(" → ", " →\n").split("\n")
+    return [fitted(line, TITLE) for line in lines]
 
 
-def _fitted(text: str, most: int) -> str:
+def fitted(text: str, most: int) -> str:
     """At most so many columns: what is too much goes from the middle, as names differ at their ends."""
-    if _columns(text) <= most:
+    if columns(text) <= most:
         return text
     head, tail = text[: len(text) // 2], text[len(text) // 2 :]
-    while _columns(head) + _columns(tail) >= most:
-        if _columns(head) > _columns(tail):
+    while columns(head) + columns(tail) >= most:
+        if columns(head) > columns(tail):
             head = head[:-1]
         else:
             tail = tail[1:]
     return f"{head}…{tail}"
 
 
-def _columns(text: str) -> int:
+def columns(text: str) -> int:
     return sum(2 if east_asian_width(c) in "WF" else 1 for c in text)
 
 
@@ -122,7 +126,8 @@ def _legend(y: float) -> Iterator[str]:
         x += WIDTH
     for fill, said in ((SAME, "same"), (OTHER, "not compared")):
         x += 16
-        yield f'<rect x="{x}" y="{y}" width="{WIDTH}" height="16" fill="{fill}"/>'
+        kind = ' class="same"' if fill == SAME else ""
+        yield f'<rect{kind} x="{x}" y="{y}" width="{WIDTH}" height="16" fill="{fill}"/>'
         yield _text(x + WIDTH / 2, y + 30, said, anchor="middle")
         x += WIDTH
 

@@ -1,7 +1,9 @@
-"""Files beside an output, on request (`sidecars:`): the config that webuis load a model with, and a list of sha256.
+"""Files beside an output, on request (`sidecars:`): the config that webuis load a model with, a list of sha256, a
+statement of where it comes from, a model card.
 
-`mix.safetensors` has `mix.yaml`, the file of that kind beside its first model, and `mix.safetensors.sha256`, one line
-for each of its files as sha256sum writes them: `sha256sum -c mix.safetensors.sha256` in that folder checks them.
+`mix.safetensors` has `mix.yaml`, the file of that kind beside its first model; `mix.safetensors.sha256`, one line for
+each of its files as sha256sum writes them: `sha256sum -c mix.safetensors.sha256` in that folder checks them;
+`mix.safetensors.provenance.json` (`provenance.statement`) and `mix.card.md` (`provenance.card`).
 """
 
 from __future__ import annotations
@@ -30,6 +32,14 @@ def config_path(target: Path) -> Path:
 
 def sums_path(target: Path) -> Path:
     return target.with_name(plain_name(target) + ".sha256")
+
+
+def statement_path(target: Path) -> Path:
+    return target.with_name(plain_name(target) + ".provenance.json")
+
+
+def card_path(target: Path) -> Path:
+    return target.with_name(Path(plain_name(target)).stem + ".card.md")
 
 
 def read_config(source: Path, name: str) -> bytes:
@@ -64,6 +74,19 @@ def sums_text(hashes: Mapping[Path, str]) -> str:
         mark = "\\" if name != path.name else ""
         lines.append(f"{mark}{sha256}  {name}\n")
     return "".join(lines)
+
+
+def read_sums(path: Path) -> dict[str, str]:
+    """sha256 by file name; empty where there is no such list."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return {}
+    found: dict[str, str] = {}
+    for line in lines:
+        if match := _SUM.fullmatch(line.removeprefix("\\")):
+            found[match[2].replace("\\\\", "\\") if line.startswith("\\") else match[2]] = match[1]
+    return found
 
 
 def is_sums(path: Path, target: Path) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from mergeflow.formats.files import write_text_file
 from mergeflow.provenance.beside import plain_name
 from mergeflow.recipe import Recipe
+from mergeflow.recipe.shared import text_with_overrides
 
 MARK = "# made by mergeflow: the recipe of "
 
@@ -17,8 +18,7 @@ def sidecar_path(target: Path) -> Path:
 
 def recipe_of(recipe: Recipe, name: str) -> str:
     """The recipe as it was built: overrides from the command line are said in comments above it."""
-    overrides = "".join(f"# built with {line}\n" for line in recipe.overrides)
-    return f"{MARK}{name}\n{overrides}{recipe.text}"
+    return f"{MARK}{name}\n{text_with_overrides(recipe)}"
 
 
 def is_ours(path: Path) -> bool:
