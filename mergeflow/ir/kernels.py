@@ -14,7 +14,7 @@ from typing import Literal
 from mergeflow.errors import RecipeError
 from mergeflow.ir.numbers import decimal
 
-Access = Literal["elementwise", "two_phase"]
+Access = Literal["elementwise", "two_phase", "tensor"]
 Side = Literal["model", "delta"]
 Tier = Literal["exact", "stable", "native"]
 Choice = str | bool  # the value of an option
@@ -53,6 +53,8 @@ class Kernel:
     with no others the result is zero. `same`: the result of equal operands is that operand. `origin`: of a kernel that
     does not come with mergeflow, the digest of its source. A random kernel's bytes depend on the seed and on the
     tensor's name. `cost`: nanoseconds for an element of an operand, on one core, about: it decides what is stored.
+    `paired`: every second operand holds numbers about the one before, and is no model. `only`: names of the tensors
+    that the formula is about, in any other it leaves its first operand as it is; none: it is about all.
     """
 
     name: str
@@ -69,6 +71,8 @@ class Kernel:
     tier: Tier = "exact"
     origin: str = ""
     cost: float = 1.0
+    paired: bool = False
+    only: tuple[str, ...] = ()
 
     def side(self, position: int) -> Side:
         """What the operand at a position has to be."""

@@ -58,6 +58,8 @@ def sign_agreement(deltas: Deltas) -> Delta:
     have one sign; a delta of weight 0 has no vote. A value of 0 has no sign, so nothing is agreed on there.
 
     `sum_sign` is the milder form, in which the majority decides.
+
+    Example: `base + sign_agreement([(a - base), (b - base) @ 0.5])`
     """
     weights: list[Number] = [ONE if item.weight is None else item.weight for item in deltas]
     return AGREE(*(item.model for item in deltas), weights=weights)
@@ -104,6 +106,8 @@ def perpendicular_component(a: Delta, b: Delta) -> Delta:
 
     One step of Gram and Schmidt; for gradients that conflict, Yu et al. 2020, "Gradient surgery", arXiv:2001.06782,
     section 2.3. Where a is zero everywhere the result is b (sd-mecha's perpendicular_component gives zeros there).
+
+    Example: `a + perpendicular_component(a - base, b - base) * 0.5`
     """
     return PERPENDICULAR(b, a)
 
@@ -114,5 +118,7 @@ def add_perpendicular(a: Model, b: Model, c: Model, m: Number = ONE) -> Model:
 
     Adds what b learned since c and a did not learn as well: sd-mecha's add_perpendicular; task vectors are those of
     arXiv:2212.04089.
+
+    Example: `add_perpendicular(a, b, base)`
     """
     return combine([a, PERPENDICULAR(b - c, a - c) * m])

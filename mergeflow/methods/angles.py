@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from decimal import Context, Decimal, localcontext
+from decimal import Context, Decimal, getcontext, localcontext
 from fractions import Fraction
+from functools import cache
 
 _DIGITS = Context(prec=50 + 10)  # ten to lose on the way
 
@@ -53,14 +54,20 @@ def cosine_of(halves: Fraction) -> float:
 
 
 def _sine(x: Decimal) -> Decimal:
-    turn = 8 * _arctangent(Decimal(1))
-    x %= turn
+    x %= _turn(getcontext().prec)
     term, total, n = x, Decimal(0), 1
     while total + term != total:
         total += term
         n += 2
         term *= -x * x / (n * (n - 1))
     return total
+
+
+@cache
+def _turn(digits: int) -> Decimal:
+    """2π to so many digits, as a context of these computes it."""
+    with localcontext(Context(prec=digits)):
+        return 8 * _arctangent(Decimal(1))
 
 
 def _arctangent(x: Decimal) -> Decimal:

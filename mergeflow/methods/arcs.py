@@ -5,30 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from decimal import Context, Decimal, localcontext
 from fractions import Fraction
+from typing import Literal
 
 from mergeflow.errors import RecipeError
 from mergeflow.ir.kernels import Range
 from mergeflow.ir.nodes import combine
 from mergeflow.methods.angles import arc, sine_and_cosine
-from mergeflow.methods.gram import Table, add_up, dots, finite
+from mergeflow.methods.compiled import Compiled, Dots
+from mergeflow.methods.filters import SLERP_DELTA_VECTORS, SLERP_VECTORS
+from mergeflow.methods.gram import Table, add_up, as_sum, dots, finite
 from mergeflow.methods.kernels import Formula, Given, Measure, Passes, kernel
 from mergeflow.methods.registry import Model, Models, Weighted, method
 from mergeflow.methods.shares import shares_of
-from mergeflow.methods.spherical import SLERP, shares
+from mergeflow.methods.spherical import SLERP, STRAIGHT, shares
 
 Vector = list[Decimal]
 _DIGITS = Context(prec=40)
 _NOWHERE = Decimal("1e-13")  # the squared length of a mean of unit vectors that cancel, as far as dot products can tell
-_STRAIGHT = 1 - Fraction(1, 1 << 46)  # a cosine above that, or its negative: there is no angle, but for rounding
 _STEPS, _STILL = 256, Decimal("1e-12")  # of the Karcher mean: how many, and how short a step is the last
 
 
 def _arc(given: Given, passes: Passes) -> Sequence[float]:
     """The shares of slerp; with one difference alone (the other is zero everywhere) its weight."""
-    if len(given.weights) == 1:
+    return _arc_of(given, None if len(given.weights) == 1 else dots(passes, 2))
+
+
+def _arc_of(given: Given, table: Table | None) -> Sequence[float]:
+    if table is None:
         return (float(given.weights[0]),)
-    table = dots(passes, 2)
-    return shares(table[0][0], table[1][1], table[0][1], given.weights[1], _STRAIGHT, mix_lengths=False)
+    return shares(table[0][0], table[1][1], table[0][1], given.weights[1], STRAIGHT, mix_lengths=False)
 
 
 SLERP_DELTA = kernel(
@@ -40,26 +45,36 @@ SLERP_DELTA = kernel(
     result="delta",
     measure=_arc,
     apply=add_up,
+    compiled=Compiled(
+        lambda given, table: as_sum(_arc_of(given, table)), lambda given: Dots() if len(given.weights) > 1 else None
+    ),
     symmetric=True,
     zeros=True,
 )
 
 
-@method(SLERP, SLERP_DELTA)
-def nuslerp(models: Models, base: Model | None = None) -> Model:
+@method(SLERP, SLERP_DELTA, SLERP_VECTORS, SLERP_DELTA_VECTORS)
+def nuslerp(models: Models, base: Model | None = None, along: Literal["all", "last", "first"] = "all") -> Model:
     """slerp(x1, x2, t) with t = w2 / (w1 + w2); base + slerp(x1 − base, x2 − base, t) when a base is given
 
     Shoemake 1985, "Animating rotation with quaternion curves", for weights (`x @ w`) and for differences: of two
     models. Where there is no angle (|cos Ω| above 1 − 2⁻⁴⁶, or a tensor of zeros) the mean is linear.
 
-    mergekit's `nuslerp` as it is by default, for whole tensors; its rows (nuslerp_flatten: false) are not here. There
-    the mean is linear where sin Ω is below 1e-8.
+    along=all takes a tensor as one vector; `last` takes the vectors along its last axis, each with an angle of its own,
+    `first` those along its first. mergekit's `nuslerp` has them as nuslerp_flatten: false, and with nuslerp_row_wise:
+    true; its mean is linear where sin Ω is below 1e-8.
+
+    Example: `nuslerp([a @ 0.7, b @ 0.3])`
     """
     if len(models) != 2:
         raise RecipeError(f"nuslerp takes two models, not {len(models)}", hint="multislerp and karcher take more")
     part = shares_of(models)
+    if along != "all":
+        if base is None:
+            return SLERP_VECTORS(models[0].model, models[1].model, t=part[1], along=along)
+        return combine([base, SLERP_DELTA_VECTORS(*(x.model - base for x in models), weights=part, along=along)])
     if base is None:
-        return SLERP(models[0].model, models[1].model, t=part[1], norm="own", lerp_above=_STRAIGHT)
+        return SLERP(models[0].model, models[1].model, t=part[1], norm="own", lerp_above=STRAIGHT)
     return combine([base, SLERP_DELTA(*(item.model - base for item in models), weights=part)])
 
 
@@ -105,11 +120,13 @@ def _within(x: Decimal) -> Decimal:
     return max(Decimal(-1), min(Decimal(1), x))
 
 
-def _measured(direction: Callable[[_Sphere], Vector | None]) -> Measure:
+def _measured(direction: Callable[[_Sphere], Vector | None]) -> tuple[Measure, Compiled]:
     """How a kernel finds its shares, given how it finds the direction of the mean. Linear where there is none."""
 
     def measure(given: Given, passes: Passes) -> list[float]:
-        table = dots(passes, len(given.weights))
+        return found(given, dots(passes, len(given.weights)))
+
+    def found(given: Given, table: Table) -> list[float]:
         linear = [float(w) for w in given.weights]
         if not finite(table):
             return linear
@@ -117,15 +134,15 @@ def _measured(direction: Callable[[_Sphere], Vector | None]) -> Measure:
             sphere = _Sphere(table, given.weights)
             if len(sphere.used) < 2:
                 return linear
-            found = direction(sphere)
-            if found is None:
+            along = direction(sphere)
+            if along is None:
                 return linear
             shares = [0.0] * sphere.count
-            for i, a, length in zip(sphere.used, found, sphere.lengths, strict=True):
+            for i, a, length in zip(sphere.used, along, sphere.lengths, strict=True):
                 shares[i] = float(a * sphere.length / length)
             return shares
 
-    return measure
+    return measure, Compiled(lambda given, table: as_sum(found(given, table)), lambda given: Dots())
 
 
 def _tangent(sphere: _Sphere) -> Vector | None:
@@ -176,6 +193,7 @@ def _pair(
     name: str, direction: Callable[[_Sphere], Vector | None], ranges: dict[str, Range]
 ) -> tuple[Formula, Formula]:
     """The kernel over models and the one over differences."""
+    measure, compiled = _measured(direction)
     over_models = kernel(
         name,
         cost=5.0,
@@ -183,8 +201,9 @@ def _pair(
         operands=("model",),
         many=True,
         result="model",
-        measure=_measured(direction),
+        measure=measure,
         apply=add_up,
+        compiled=compiled,
         ranges=ranges,
         symmetric=True,
         same=True,
@@ -196,8 +215,9 @@ def _pair(
         operands=("delta",),
         many=True,
         result="delta",
-        measure=_measured(direction),
+        measure=measure,
         apply=add_up,
+        compiled=compiled,
         ranges=ranges,
         symmetric=True,
         zeros=True,
@@ -220,6 +240,8 @@ def multislerp(models: Models, base: Model | None = None) -> Model:
     A tensor of zeros has no direction: the others' decide, and its length counts as 0. Where directions cancel (two
     that are opposite), or only one has a direction, the result is Σ wᵢxᵢ. mergekit adds 1e-8 to the lengths and refuses
     more than two that cancel; its normalize_weights: false is not here.
+
+    Example: `multislerp([a @ 0.5, b @ 0.3, c @ 0.2], base=base)`
     """
     return _mean(models, base, MULTISLERP, MULTISLERP_DELTA)
 
@@ -236,6 +258,8 @@ def karcher(models: Models, base: Model | None = None) -> Model:
     A tensor of zeros has no direction: the others' decide, and its length counts as 0. Where directions cancel, or only
     one tensor has one, the result is Σ wᵢxᵢ. mergekit's `karcher` has no weights and no base, stops after 10 steps or
     at 1e-5, counts in the tensors' dtype, and leaves tensors of zeros out of the mean length.
+
+    Example: `karcher([a, b @ 0.5, c])`
     """
     return _mean(models, base, KARCHER, KARCHER_DELTA)
 

@@ -45,6 +45,8 @@ def clip(x: Model, bounds: Models) -> Model:
     Keeps each value of x within what the bounds, two models or more, have there: `clip(merged, a, b)`. The clamp of
     sd-mecha (with its stiffness 0) and, with a and b as bounds, the `weights_clip` of meh; it has no paper. NaN in
     x or in a bound gives NaN. Where a bound lacks the tensor, x is left as it is.
+
+    Example: `clip(a + (b - base) * 0.7, [a, b])`
     """
     if any(item.weight is not None for item in bounds):
         raise RecipeError("the bounds of clip take no weights")
@@ -59,5 +61,7 @@ def add_difference_clamped(a: Model, b: Model, c: Model, m: Number = ONE) -> Mod
 
     The add difference (arXiv:2212.04089, section 2) that leaves no value outside what a and b have there: sd-mecha's
     add_difference with clamp_to_ab=True.
+
+    Example: `add_difference_clamped(a, b, base, 0.8)`
     """
     return CLIP(combine([a, (b - c) * m]), a, b)

@@ -87,6 +87,8 @@ def breadcrumbs_trim(delta: Delta, density: Share, gamma: Share = _OUTLIERS) -> 
 
     As mergekit's but for those equal values, and where density + gamma is above 1: there mergekit keeps outliers to
     have its share, and this drops them.
+
+    Example: `base + breadcrumbs_trim(a - base, 0.85, gamma=0.05)`
     """
     return BAND(delta, density=density, gamma=gamma)
 
@@ -107,6 +109,8 @@ def breadcrumbs(
 
     rescale=true gives each trimmed difference the L1 norm it had (`match_l1`), as mergekit's `breadcrumbs` does when
     asked; its density is 1 unless given.
+
+    Example: `breadcrumbs(base, [a @ 0.6, b @ 0.4], density=0.85, gamma=0.05)`
     """
     kept = _kept(base, models, density, gamma, rescale)
     return combine([base, *(item.model * scale * (ONE if item.weight is None else item.weight) for item in kept)])
@@ -126,6 +130,8 @@ def breadcrumbs_ties(
 
     The mask of Model Breadcrumbs (arXiv:2312.06795) with the election and the mean of TIES (arXiv:2306.01708), as
     mergekit combines them; its normalize is false unless given.
+
+    Example: `breadcrumbs_ties(base, [a, b], density=0.85)`
     """
     return combine([base, elected(_kept(base, models, density, gamma, rescale), "sum", normalize) * scale])
 

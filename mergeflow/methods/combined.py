@@ -30,6 +30,8 @@ def ties(
     As mergekit's `ties` (normalize=true there, too; its density is 1 unless given) but for values that are as large as
     the smallest kept one, of which mergekit keeps only some. sd-mecha's elects by count unless told otherwise:
     elect=count.
+
+    Example: `ties(base, [a, b @ 0.5], density=0.3)`
     """
     trimmed = [Weighted(TRIM(item.model - base, density=density), item.weight) for item in models]
     return combine([base, elected(trimmed, elect, normalize) * scale])
@@ -51,6 +53,8 @@ def dare(
     0, the second 1, and so on. `dare_drop` says what a mask depends on, and what `rescale` does.
 
     mergekit's `dare_linear` is rescale=l1; its masks follow from the order in which it works and cannot be had again.
+
+    Example: `dare(base, [a @ 0.5, b @ 0.5], density=0.3, seed=1)`
     """
     kept = [
         dropped(item.model - base, density, rescale, seed, Fraction(i)) * (ONE if item.weight is None else item.weight)

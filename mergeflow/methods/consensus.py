@@ -7,6 +7,7 @@ from math import lcm
 from typing import TYPE_CHECKING, Literal
 
 from mergeflow.ir.numbers import ONE, Number
+from mergeflow.methods.compiled import Compiled, Elect
 from mergeflow.methods.kernels import Given, kernel
 from mergeflow.methods.registry import Delta, Deltas, Weighted, method
 
@@ -41,6 +42,12 @@ def _elect(given: Given, found: None, tiles: Sequence[torch.Tensor], begin: int,
     out.mul_(sign).add_(0.0)  # processors differ in the sign of a zero that relu gives; the sum has one
 
 
+def _as_election(given: Given, found: None) -> Elect:
+    over = lcm(*(w.denominator for w in given.weights))
+    shares = tuple([float(w * over) for w in given.weights])
+    return Elect(shares, float(over), given.options["elect"] == "count", bool(given.options["normalize"]))
+
+
 SIGN = kernel(
     "sum_sign",
     cost=4.0,
@@ -49,6 +56,7 @@ SIGN = kernel(
     many=True,
     result="delta",
     apply=_elect,
+    compiled=Compiled(_as_election),
     symmetric=True,
     zeros=True,
 )
@@ -63,7 +71,10 @@ def sum_sign(deltas: Deltas, elect: Literal["sum", "count"] = "sum", normalize: 
     sum alone. Where Σ wᵢδᵢ is 0, no sign is elected, and the result is 0.
 
     elect=sum: the sign of the sum, as in the paper (mergekit's default; sd-mecha's vote_sgn=True). elect=count: the
-    sign that more of the deltas have (mergekit's `count`; what sd-mecha does unless told otherwise).
+    sign that more of the deltas have (mergekit's `count`; what sd-mecha does unless told otherwise). Where no sign is
+    elected here, mergekit takes the positive ones.
+
+    Example: `base + sum_sign([(a - base), (b - base) @ 0.5])`
     """
     return elected(deltas, elect, normalize)
 

@@ -31,6 +31,10 @@ def dare_ties(
     the second 1, and so on. The parts say what they do: `dare_drop`, `sum_sign`.
 
     mergekit's `dare_ties` is rescale=l1, normalize=false; its masks cannot be had again.
+    sd-mecha's add_ties_with_dare with k=1 and apply_stock=True, which leaves out what that says, is elect=count; its
+    probability is 1 − density.
+
+    Example: `dare_ties(base, [a, b @ 0.7], density=0.4)`
     """
     kept = [
         Weighted(dropped(item.model - base, density, rescale, seed, Fraction(i)), item.weight)
@@ -51,5 +55,7 @@ def dare_linear(
     """base + scale·(w1·dare_drop(x1 − base, density) + w2·dare_drop(x2 − base, density) + …)
 
     Another name of `dare` (arXiv:2311.03099), the one that mergekit has: the same file. mergekit's own is rescale=l1.
+
+    Example: `dare_linear(base, [a @ 0.5, b @ 0.5], density=0.3, rescale=l1)`
     """
     return dare(base, models, density, scale, rescale, seed)

@@ -116,6 +116,8 @@ def della_drop(
 
     The paper ranks the values of a row, mergekit those along the second axis (and fails where there is none); this
     ranks those of the tensor. mergekit's epsilon is half of this one: its chances are density ± epsilon.
+
+    Example: `base + della_drop(a - base, 0.4, epsilon=0.2)`
     """
     return dropped(delta, density, epsilon, rescale, seed, stream)
 
@@ -153,6 +155,8 @@ def della(
 
     mergekit's `della` is rescale=l1 with half of this epsilon; its masks follow from the order in which it works and
     cannot be had again.
+
+    Example: `della(base, [a, b], density=0.4, epsilon=0.2)`
     """
     return combine([base, elected(_kept(base, models, density, epsilon, rescale, seed), elect, normalize) * scale])
 
@@ -171,6 +175,8 @@ def della_linear(
 
     The dropping of DELLA (arXiv:2406.11617), then task arithmetic, without an election: mergekit's `della_linear`,
     with the differences that `della` has from its namesake there.
+
+    Example: `della_linear(base, [a @ 0.5, b @ 0.5], density=0.4, epsilon=0.2)`
     """
     kept = _kept(base, models, density, epsilon, rescale, seed)
     return combine([base, *(item.model * scale * (ONE if item.weight is None else item.weight) for item in kept)])

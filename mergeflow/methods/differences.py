@@ -49,6 +49,8 @@ def train_difference(a: Model, b: Model, c: Model, m: Number = ONE) -> Model:
     supermerger's. Where b is both a and c, nothing is added.
 
     supermerger rounds b − c to b's dtype first, as its other modes do; nothing is rounded here.
+
+    Example: `train_difference(a, b, base)`
     """
     return combine([a, TRAIN(b - c, b - a) * (m * _STRENGTH)])
 
@@ -87,6 +89,8 @@ def similarity_add_difference(a: Model, b: Model, c: Model, m: Number = ONE, n: 
     alike, s = n.
 
     Computed as a + m·((b − c) − s·((a + b)/2 − c)), which is the same.
+
+    Example: `similarity_add_difference(a, b, base, 0.5)`
     """
     half = Fraction(1, 2)
     alike = SIMILAR(combine([a * half, b * half, -c]), a, b, n=n)
@@ -163,6 +167,8 @@ def euclidean_add_difference(a: Model, b: Model, c: Model, m: Share) -> Model:
     everywhere has no direction and adds nothing to d. Where s is 0 the result is c's value.
 
     The result's tensors and dtypes are those of c.
+
+    Example: `euclidean_add_difference(a, b, base, 0.5)`
     """
     return combine([c, EUCLIDEAN(a - c, b - c, m=m)])
 
@@ -203,5 +209,7 @@ def multiply_difference(a: Model, b: Model, c: Model, m: Share, n: Share = Fract
     stays as it is in c, unless m is 0 or 1. Powers are computed so that they have the same bits everywhere.
 
     The result's tensors and dtypes are those of c.
+
+    Example: `multiply_difference(a, b, base, 0.5)`
     """
     return combine([c, MULTIPLIED(a - c, b - c, m=m, n=n)])

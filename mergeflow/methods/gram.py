@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mergeflow.methods.compiled import Sum
 from mergeflow.methods.kernels import GRID, Given, Passes
 
 if TYPE_CHECKING:
@@ -70,3 +71,8 @@ def add_up(given: Given, found: Sequence[float], tiles: Sequence[torch.Tensor], 
         torch.mul(used[0][1], torch.tensor(used[0][0], dtype=out.dtype), out=out)
     for c, x in used[1:]:
         out.add_(torch.mul(x, torch.tensor(c, dtype=out.dtype)))
+
+
+def as_sum(shares: Sequence[float]) -> Sum:
+    """`add_up` where it is compiled."""
+    return Sum(tuple([(i, c) for i, c in enumerate(shares) if c]))

@@ -41,6 +41,7 @@ FISHER = kernel(
     result="model",
     apply=_weigh,
     ranges={"weight": Range(Fraction(0))},
+    paired=True,
 )
 
 
@@ -54,6 +55,8 @@ def fisher(models: Models, information: Models) -> Model:
     result is Σ wᵢxᵢ / Σ wᵢ. A tensor that one of the files lacks is the first model's.
 
     mergekit, sd-mecha and supermerger have nothing of the kind.
+
+    Example: `fisher([a, b @ 0.5], information=[fa, fb])`
     """
     unweighted(information, "fisher's information", "the models have them")
     if len(models) != len(information):

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -30,6 +29,9 @@ from mergeflow.errors import MergeflowError
 from mergeflow.ir.kernels import Access, Choice, Kernel, Range, Side, Tier
 from mergeflow.ir.nodes import Apply, Scaled, as_node
 from mergeflow.ir.numbers import ONE, Number
+from mergeflow.methods.compiled import Compiled
+from mergeflow.methods.plugins import digest_of
+from mergeflow.methods.tiers import on_this_machine
 from mergeflow.tensors import DType
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ class Formula:
     kernel: Kernel
     apply: ApplyTile
     measure: Measure | None
+    compiled: Compiled | None = None
 
     def __call__(
         self, *operands: Scaled, weights: Sequence[Number] = (), **arguments: Number | Choice | None
@@ -93,7 +96,7 @@ class Formula:
                 if isinstance(value, Fraction):
                     self.kernel.check(name, value)
                 numbers.append((name, value))
-        return Scaled(ONE, Apply(self.kernel, map(as_node, operands), numbers, weights, options))
+        return Scaled(ONE, Apply(on_this_machine(self.kernel), map(as_node, operands), numbers, weights, options))
 
 
 _formulas: dict[str, Formula] = {}
@@ -107,6 +110,8 @@ def kernel(
     result: Side,
     apply: ApplyTile,
     measure: Measure | None = None,
+    whole: bool = False,
+    compiled: Compiled | None = None,
     many: bool = False,
     ranges: Mapping[str, Range] | None = None,
     symmetric: bool = False,
@@ -115,9 +120,12 @@ def kernel(
     same: bool = False,
     tier: Tier = "exact",
     cost: float = 1.0,
+    paired: bool = False,
+    only: tuple[str, ...] = (),
 ) -> Formula:
     """Declare a kernel. `version` is raised when the same operands would give other bytes; what the other arguments
-    say is told in `mergeflow.ir.kernels.Kernel`.
+    say is told in `mergeflow.ir.kernels.Kernel`. `whole`: `measure` gathers whole operands (`methods.whole`).
+    `compiled`: how compiled code gives the same bytes (`methods.compiled`).
 
     Raises:
         MergeflowError: another kernel has the name.
@@ -128,11 +136,12 @@ def kernel(
         raise MergeflowError(
             f"two kernels are called {name}", hint="give yours a name of its own, such as mine_" + name
         )
-    access: Access = "elementwise" if measure is None else "two_phase"
+    access: Access = "tensor" if whole else "elementwise" if measure is None else "two_phase"
     declared = Kernel(
-        name, version, access, operands, many, result, ranges or {}, symmetric, random, zeros, same, tier, origin, cost
-    )
-    _formulas[name] = Formula(declared, apply, measure)
+        name, version, access, operands, many, result, ranges or {}, symmetric, random, zeros, same, tier, origin, cost,
+        paired, only,
+    )  # fmt: skip
+    _formulas[name] = Formula(declared, apply, measure, compiled)
     return _formulas[name]
 
 
@@ -142,13 +151,13 @@ def formula(name: str) -> Formula:
 
 
 def _origin(*functions: Callable[..., Any] | None) -> str:
-    """What stands for the code of a kernel that does not come with mergeflow: the digest of its module's source."""
+    """What stands for the code of a kernel that does not come with mergeflow: a digest of its package's source."""
     function = next(f for f in functions if f is not None)
     module = str(function.__module__)
     if module.startswith("mergeflow."):
         return ""
-    try:
-        source = inspect.getsource(sys.modules[module])
-    except (OSError, TypeError, KeyError):  # typed in by hand, or without its source: the compiled code has to do
-        source = "".join(f.__code__.co_code.hex() + repr(f.__code__.co_consts) for f in functions if f is not None)
-    return hashlib.sha256(source.encode()).hexdigest()
+    found = digest_of(module)
+    if found is None:  # typed in by hand: the compiled code has to do
+        codes = [inspect.unwrap(f).__code__ for f in functions if f is not None]
+        found = hashlib.sha256("".join(c.co_code.hex() + repr(c.co_consts) for c in codes).encode()).hexdigest()
+    return found

@@ -40,6 +40,8 @@ def limit(delta: Delta, most: Number) -> Delta:
 
     Values that differ by more differ by `most` then: what clipping by value does to gradients (Goodfellow et al. 2016,
     "Deep Learning", section 10.11.1; of models there is no paper). NaN stays. `most` is 0 or more.
+
+    Example: `a + limit(b - base, 0.01)`
     """
     return LIMIT(delta, most=most)
 
@@ -51,5 +53,7 @@ def nearswap(a: Model, b: Model, t: Number) -> Model:
     The interpolation a·(1 − s) + b·s with s = min(1, t / |b − a|): alchemonaut 2024, the model card of
     QuartetAnemoi-70B (no paper), and mergekit's `nearswap`. `limit` says what it is made of. mergekit divides by 1e-6
     at least, so that values nearer than that are not taken whole when t is below 1e-6.
+
+    Example: `nearswap(a, b, 0.001)`
     """
     return combine([a, LIMIT(b - a, most=t)])

@@ -10,8 +10,11 @@ from fractions import Fraction
 
 from mergeflow.errors import RecipeError
 from mergeflow.ir.nodes import Free, Scaled, as_node, combine
-from mergeflow.ir.numbers import ONE, ZERO, Number
+from mergeflow.ir.numbers import ONE, Number
 from mergeflow.methods.registry import Model, Models, method
+from mergeflow.methods.shares import total_of, weights_of
+
+_WAY_OUT = "write normalize=false"
 
 
 @method
@@ -20,6 +23,8 @@ def weighted_sum(a: Model, b: Model, m: Number) -> Model:
 
     m is the share of b, as in the checkpoint merger of AUTOMATIC1111's webui. Linear interpolation of weights:
     Wortsman et al. 2022, "Model soups", arXiv:2203.05482.
+
+    Example: `weighted_sum(a, b, 0.3)`
     """
     return combine([a * (1 - m), b * m])
 
@@ -29,6 +34,8 @@ def add_difference(a: Model, b: Model, c: Model, m: Number = ONE) -> Model:
     """a + (b − c)·m
 
     What b learned since c, added to a. A task vector: Ilharco et al. 2022, arXiv:2212.04089, section 2.
+
+    Example: `add_difference(a, b, base, 0.5)`
     """
     return combine([a, (b - c) * m])
 
@@ -38,6 +45,8 @@ def subtract(a: Model, b: Model) -> Model:
     """a − b
 
     The difference of two models, a task vector (arXiv:2212.04089). Add it to a model, times a number.
+
+    Example: `a + subtract(b, base) * 0.5`
     """
     return combine([a, -b])
 
@@ -47,6 +56,8 @@ def scale(x: Model, k: Number) -> Model:
     """x·k, on purpose
 
     Unlike `x * k` in an expression, a model scaled so still counts as a model, whatever k is.
+
+    Example: `scale(a, 0.9)`
     """
     return Scaled(ONE, Free(as_node(x * k)))
 
@@ -56,6 +67,8 @@ def average(models: Models) -> Model:
     """(x1 + x2 + … + xn) / n
 
     A uniform soup: Wortsman et al. 2022, arXiv:2203.05482. Weights (`x @ w`) are refused: that is `linear`.
+
+    Example: `average([a, b, c])`
     """
     if any(item.weight is not None for item in models):
         raise RecipeError("average takes no weights", hint="linear([a @ 0.7, b @ 0.3]) does")
@@ -69,11 +82,13 @@ def linear(models: Models, normalize: bool = True) -> Model:
 
     Weights are written `x @ w`, 1 where none is given. With normalize=false the sum counts as a model whatever the
     weights add up to (mergekit's `linear` has the same switch).
+
+    Example: `linear([a @ 0.5, b @ 0.3, c @ 0.2])`
     """
-    weights = [ONE if item.weight is None else item.weight for item in models]
+    weights = weights_of(models)
     if not normalize:
         return Scaled(ONE, Free(as_node(combine([i.model * w for i, w in zip(models, weights, strict=True)]))))
-    total = _total(weights)
+    total = total_of(weights, _WAY_OUT)
     return combine([item.model * (w / total) for item, w in zip(models, weights, strict=True)])
 
 
@@ -82,9 +97,11 @@ def task_arithmetic(base: Model, models: Models, scale: Number = ONE, normalize:
     """base + scale·(w1·(x1 − base) + … + wn·(xn − base)); divided by w1 + … + wn when normalize=true
 
     Ilharco et al. 2022, "Editing models with task arithmetic", arXiv:2212.04089. Weights are written `x @ w`.
+
+    Example: `task_arithmetic(base, [a @ 0.5, b @ 0.7])`
     """
-    weights = [ONE if item.weight is None else item.weight for item in models]
-    factor = scale / _total(weights) if normalize else scale
+    weights = weights_of(models)
+    factor = scale / total_of(weights, _WAY_OUT) if normalize else scale
     deltas = [(item.model - base) * (w * factor) for item, w in zip(models, weights, strict=True)]
     return combine([base, *deltas])
 
@@ -94,6 +111,8 @@ def sum_twice(a: Model, b: Model, c: Model, m: Number, n: Number) -> Model:
     """(a·(1 − m) + b·m)·(1 − n) + c·n
 
     Two weighted sums, one after the other (supermerger's "sum Twice", with alpha as m and beta as n).
+
+    Example: `sum_twice(a, b, c, 0.5, 0.2)`
     """
     return weighted_sum(weighted_sum(a, b, m), c, n)
 
@@ -103,14 +122,7 @@ def triple_sum(a: Model, b: Model, c: Model, m: Number, n: Number) -> Model:
     """a·(1 − m − n) + b·m + c·n
 
     Three shares at once (supermerger's "Triple sum", with alpha as m and beta as n).
+
+    Example: `triple_sum(a, b, c, 0.3, 0.2)`
     """
     return combine([a * (1 - m - n), b * m, c * n])
-
-
-def _total(weights: list[Number]) -> Number:
-    total: Number = ZERO
-    for w in weights:
-        total = total + w
-    if total == 0:
-        raise RecipeError("the weights add up to 0, so they cannot be normalised", hint="write normalize=false")
-    return total

@@ -59,6 +59,8 @@ def median(models: Models) -> Model:
     value is far off does not move it. Of two models it is their average. NaN in any model is NaN.
 
     No weights. mergekit and sd-mecha have none of this kind; `geometric_median` is the one of whole tensors.
+
+    Example: `median([a, b, c])`
     """
     unweighted(models, "median", "it looks at the order of values alone")
     return MEDIAN(*(item.model for item in models))
@@ -142,6 +144,8 @@ def geometric_median(models: Models) -> Model:
     models of equal weight it is the average, where this begins and ends.
 
     sd-mecha's `geometric_median` has no weights, and stops after 100 steps.
+
+    Example: `geometric_median([a, b, c])`
     """
     return GEOMETRIC_MEDIAN(*(item.model for item in models), weights=shares_of(models))
 
@@ -268,5 +272,7 @@ def geometric_mean(models: Models) -> Model:
 
     sd-mecha's `geometric_sum` for two models (1 − alpha and alpha), but for the complex arithmetic, which leaves 1e-8
     of a value where this is 0. As 2 to the weighed sum of base-2 logarithms, to about 1e-15.
+
+    Example: `geometric_mean([a @ 0.7, b @ 0.3])`
     """
     return GEOMETRIC_MEAN(*(item.model for item in models), weights=shares_of(models))

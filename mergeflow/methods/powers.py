@@ -27,11 +27,12 @@ def power(x: Doubles, exponent: float) -> Doubles:
     if exponent in (0.0, 1.0):
         return x.copy() if exponent else np.where(np.isnan(x), x, 1.0)
     plain = np.isfinite(x) & (x > 0)
-    whole = np.multiply(_log2(np.where(plain, x, 1.0)), exponent)
-    return np.where(plain, _exp2(whole), x)
+    whole = np.multiply(log2(np.where(plain, x, 1.0)), exponent)
+    return np.where(plain, exp2(whole), x)
 
 
-def _log2(x: Doubles) -> Doubles:
+def log2(x: Doubles) -> Doubles:
+    """Of numbers above 0."""
     part, order = np.frexp(x)  # from ½ to 1
     low = part < _ROOT_HALF
     part, order = np.where(low, part * 2.0, part), order - low
@@ -43,7 +44,8 @@ def _log2(x: Doubles) -> Doubles:
     return total * s * _TWO_OVER_LN2 + order
 
 
-def _exp2(x: Doubles) -> Doubles:
+def exp2(x: Doubles) -> Doubles:
+    """2 ** x, for finite x below a million either way."""
     order = np.rint(x)
     rest, total = (x - order) * _LN2, np.ones_like(x)
     for k in range(_EXP_TERMS, 0, -1):  # 1 + x/1·(1 + x/2·(1 + …))

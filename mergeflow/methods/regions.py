@@ -55,5 +55,7 @@ def tensor_sum(a: Model, b: Model, m: Share, n: Share = Fraction(0)) -> Model:
     1 the stretch goes on at the first row: rows from ⌊n·R⌋ on and those below ⌊(m + n − 1)·R⌋. supermerger's
     calculation mode tensor (with alpha as m, beta as n) and meh's tensor_sum; it has no paper. Row numbers are exact
     here; there they are products of floating point, so that 0.7 + 0.5 − 1 of ten rows is one row and not two.
+
+    Example: `tensor_sum(a, b, 0.25, n=0.5)`
     """
     return REGION(a, b, m=m, n=n)

@@ -19,29 +19,34 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import sys
+import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, overload
 
 from mergeflow.errors import MergeflowError, Place, UnknownName
 from mergeflow.ir.kernels import Kernel, Range, Tier
 from mergeflow.ir.nodes import Scaled
 from mergeflow.ir.numbers import Number, decimal
+from mergeflow.methods import plugins
 from mergeflow.methods.kernels import Formula
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 Kind = Literal["Model", "Delta", "Models", "Deltas", "Number", "bool", "choice"]
 LISTS = ("Models", "Deltas")
 _BUILT_IN = (
     "linear", "sparse", "consensus", "spherical", "combined",
-    "agreement", "bounds", "breadcrumbs", "dare", "della", "differences", "regions",
-    "arcs", "information", "limits", "middle", "selective", "stock",
+    "adjust", "agreement", "bounds", "breadcrumbs", "dare", "della", "differences", "regions",
+    "arcs", "cosines", "fusion", "information", "limits", "lowrank", "middle", "orders", "selective", "smooth", "stock",
 )  # fmt: skip
 _TIERS: tuple[Tier, ...] = ("exact", "stable", "native")
+_EXAMPLE = re.compile(r"^Example: `(.+)`$", re.MULTILINE)
 _KINDS = "Model, Delta, Models, Deltas, Number, bool, a Literal of words"
 
 
@@ -99,6 +104,11 @@ class Method:
         return max((kernel.tier for kernel in self.kernels), key=_TIERS.index, default="exact")
 
     @property
+    def examples(self) -> tuple[str, ...]:
+        """Expressions that work, where each name is a model: what lines `Example: `…`` of the documentation show."""
+        return tuple(_EXAMPLE.findall(self.doc))
+
+    @property
     def signature(self) -> str:
         shown = [p.name if p.required else f"{p.name}={p.shown}" for p in self.parameters]
         return f"{self.name}({', '.join(shown)})"
@@ -116,7 +126,7 @@ def method(*given: Any) -> Any:
     """Register a method under its function's name. `@method` for sums, `@method(KERNEL, …)` for one that calls kernels.
 
     Raises:
-        MergeflowError: a parameter without a known annotation, or no documentation.
+        MergeflowError: a parameter without a known annotation, no documentation, or a name that is taken.
     """
     if len(given) == 1 and not isinstance(given[0], Formula):
         return _declare(given[0], ())
@@ -132,6 +142,12 @@ def _declare(function: F, kernels: tuple[Kernel, ...]) -> F:
     except NameError as error:
         raise MergeflowError(f"{name}: the annotation {error.name} is not known where the method is declared") from None
     parameters = tuple(_parameter(name, p, hints) for p in inspect.signature(function).parameters.values())
+    known = _registered.get(name)
+    if known is not None and known.function.__module__ != function.__module__:
+        raise MergeflowError(
+            f"two methods are called {name}: one of {known.function.__module__}, one of {function.__module__}",
+            hint=f"give yours a name of its own, such as my_{name}",
+        )
     _registered[name] = Method(name, function, parameters, doc.splitlines()[0], doc, kernels)
     return function
 
@@ -165,10 +181,9 @@ def built_in() -> Mapping[str, Method]:
 
 
 def foreign_files() -> list[Path]:
-    """The files of the modules that methods in use come from and that are not mergeflow's own."""
+    """The files of the packages that methods in use come from and that are not mergeflow's own."""
     modules = {method.function.__module__ for method in _registered.values()}
-    found = (getattr(sys.modules.get(name), "__file__", None) for name in modules if not name.startswith("mergeflow."))
-    return sorted(Path(path) for path in found if path is not None)
+    return sorted({path for name in modules if not name.startswith("mergeflow.") for path in plugins.files_of(name)})
 
 
 def find(name: str, place: Place | None = None) -> Method:
@@ -176,16 +191,48 @@ def find(name: str, place: Place | None = None) -> Method:
 
     Raises:
         UnknownName: nothing is called so; the nearest names are the hint.
+        MergeflowError: a package offers it and cannot be loaded, or several do.
     """
     known = built_in()
     if name in known:
         return known[name]
-    from importlib.metadata import entry_points  # slow to import, and most recipes never come here
+    offered = plugins.entry_points()
+    if name in offered:
+        return _offered(name, offered[name])
+    raise UnknownName("method", name, [*known, *offered], place=place, hint="`mergeflow methods` lists them")
 
-    plugins = {point.name: point for point in entry_points(group="mergeflow.methods")}
-    if name in plugins:
-        plugins[name].load()
-        if name in _registered:
-            return _registered[name]
-        raise MergeflowError(f"the plugin {plugins[name].value} does not declare a method called {name}")
-    raise UnknownName("method", name, [*known, *plugins], place=place, hint="`mergeflow methods` lists them")
+
+def of_plugins() -> Iterator[tuple[str, Method | MergeflowError]]:
+    """The methods of installed packages, by name; the error where one of them cannot be had."""
+    known = built_in()
+    for name, points in plugins.entry_points().items():
+        try:
+            own = known.get(name)
+            if own is not None and own.function.__module__.startswith("mergeflow."):
+                raise MergeflowError(
+                    f"{plugins.origin(points[0])} has a method called {name}, as mergeflow has",
+                    hint=f"recipes mean mergeflow's; give the other a name of its own, such as my_{name}",
+                )
+            yield name, _offered(name, points)
+        except MergeflowError as error:
+            yield name, error
+
+
+def origin_of(method: Method) -> str:
+    """The package that a method comes from, with its version where it is not mergeflow."""
+    module = method.function.__module__
+    if module.startswith("mergeflow."):
+        return "mergeflow"
+    points = plugins.entry_points().get(method.name, ())
+    return plugins.origin(points[0]) if points else module
+
+
+def _offered(name: str, points: Sequence[EntryPoint]) -> Method:
+    function = plugins.load(name, points)
+    found = _registered.get(name)
+    if found is None or found.function is not function:
+        raise MergeflowError(
+            f"{plugins.origin(points[0])} offers the method {name}, but {points[0].value} does not declare it",
+            hint="the entry point, the function and the method have one name; @method declares it",
+        )
+    return found

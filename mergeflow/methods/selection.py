@@ -38,14 +38,14 @@ def kth_magnitude(passes: Passes, k: int, compute: DType) -> int:
     """The bits of the k-th largest magnitude (k from 1) of the only operand. NaN counts as larger than any number, and
     all NaNs as one."""
     if passes.elements <= SMALL:
-        return _select(np.concatenate(list(magnitudes(passes, compute))), k)
+        return select(np.concatenate(list(magnitudes(passes, compute))), k)
     bottom, top = 0, _NAN[compute]  # the value looked for is between, both included
     guess = _bracket(passes, k, compute)
     above, inside, found = _count(passes, *guess, compute)
     if above < k <= above + inside:
         bottom, top, k = *guess, k - above
         if found is not None:
-            return _select(found, k)
+            return select(found, k)
     elif k <= above:
         bottom = guess[1] + 1
     else:
@@ -60,7 +60,12 @@ def magnitudes(passes: Passes, compute: DType, every: int = 1) -> Iterator[Bits]
 
 
 def magnitude_bits(tile: torch.Tensor, compute: DType) -> Bits:
-    bits: Bits = tile.numpy().view(_SIGNED[compute]) & _SIGNED[compute](_MAGNITUDE[compute])
+    return magnitudes_of(tile.numpy(), compute)
+
+
+def magnitudes_of(values: Bits, compute: DType) -> Bits:
+    """The magnitudes of values in the compute dtype as integers, all NaNs as one."""
+    bits: Bits = values.view(_SIGNED[compute]) & _SIGNED[compute](_MAGNITUDE[compute])
     if bits.size and bits.max() > _NAN[compute]:
         np.minimum(bits, _SIGNED[compute](_NAN[compute]), out=bits)
     return bits
@@ -72,7 +77,8 @@ def value_of(bits: int, compute: DType) -> float:
     return float(np.array([bits], integer).view(real)[0])
 
 
-def _select(bits: Bits, k: int) -> int:
+def select(bits: Bits, k: int) -> int:
+    """The k-th largest of them."""
     at = bits.size - k
     return int(np.partition(bits, at)[at])
 

@@ -152,7 +152,10 @@ def sce(base: Model, models: Models, select: Share = ONE, scale: Number = ONE, n
     0 the result is the base's. normalize=false leaves out the division by Σ aᵢ.
 
     mergekit's `sce` divides, too; select is its select_topk. Of values that vary equally it keeps some; where Σ δᵢ is 0
-    it counts the positive ones. A model equal to the base counts in the variance.
+    it counts the positive ones; its aᵢ are equal where the mean squares of the δᵢ add up to less than 1e-6, as those of
+    light fine-tunes do. A model equal to the base counts in the variance.
+
+    Example: `sce(base, [a, b, c], select=0.1)`
     """
     unweighted(models, "sce", "the sizes of the differences decide")
     deltas = [item.model - base for item in models]
@@ -198,8 +201,122 @@ def ram(base: Model, models: Models, epsilon: Number = Fraction(1, 100_000), sca
     Reinforced agent merging, arXiv:2601.13572: what several models changed is averaged over those, what one alone
     changed is taken whole.
 
-    As mergekit's `ram`, but for its arithmetic in the tensors' dtype. Its `ramplus_tl`, which makes what one alone
-    changed larger, is not here.
+    As mergekit's `ram`, but for its arithmetic in the tensors' dtype. `ram_plus` makes what one alone changed larger.
+
+    Example: `ram(base, [a, b, c])`
     """
     unweighted(models, "ram", "models count where they differ from the base, all alike")
     return combine([base, RAM(*(item.model - base for item in models), epsilon=epsilon) * scale])
+
+
+def _enlarged(given: Given, passes: Passes) -> list[float]:
+    """1 + r·min(most, shared / alone) for each operand: how many of its values others change, too, and how many not."""
+    epsilon = float(given.arguments["epsilon"])
+    shared, alone = [0] * len(given.weights), [0] * len(given.weights)
+    for tiles in passes.tiles():
+        active = [~(x.abs() <= epsilon) for x in tiles]
+        count = sum(a.int() for a in active)
+        for i, a in enumerate(active):
+            mine = int((a & (count == 1)).count_nonzero())
+            alone[i] += mine
+            shared[i] += int(a.count_nonzero()) - mine
+    r, most = given.arguments["r"], given.arguments["most"]
+    return [float(1 + r * min(most, Fraction(s, u))) if u else 1.0 for s, u in zip(shared, alone, strict=True)]
+
+
+def _active_plus(
+    given: Given, found: Sequence[float], tiles: Sequence[torch.Tensor], begin: int, out: torch.Tensor
+) -> None:
+    import torch
+
+    least = float(given.arguments["epsilon"])
+    total, larger, count = (torch.zeros(out.numel(), dtype=torch.float64) for _ in range(3))
+    for factor, x in zip(found, tiles, strict=True):
+        active = ~(x.abs() <= least)  # NaN, too
+        kept = x.to(torch.float64).masked_fill(~active, 0.0)
+        total.add_(kept)
+        larger.add_(kept.mul_(torch.tensor(factor, dtype=torch.float64)))
+        count.add_(active)
+    out.copy_(torch.where(count == 1, larger, total.div_(count.clamp(min=1.0))))
+
+
+RAM_PLUS = kernel(
+    "ram_plus",
+    cost=15.0,
+    version=1,
+    operands=("delta",),
+    many=True,
+    result="delta",
+    measure=_enlarged,
+    apply=_active_plus,
+    ranges={"epsilon": Range(Fraction(0)), "r": Range(Fraction(0)), "most": Range(Fraction(0))},
+    symmetric=True,
+    zeros=True,
+)
+
+
+@method(RAM_PLUS)
+def ram_plus(
+    base: Model,
+    models: Models,
+    r: Number = Fraction(1, 10),
+    most: Number = Fraction(1, 5),
+    epsilon: Number = Fraction(1, 100_000),
+    scale: Number = ONE,
+) -> Model:
+    """base + scale·δ: where one δᵢ = xᵢ − base alone is above epsilon, δᵢ·(1 + r·min(most, sᵢ/uᵢ)), else as in `ram`
+
+    Reinforced agent merging, RAM+, arXiv:2601.13572: averaging weakens what models share, so what one alone changed is
+    made larger, the more the larger its share of shared values. Of the values at which |δᵢ| is above epsilon, in one
+    tensor, uᵢ are its own and sᵢ are others', too. Where uᵢ is 0 there is nothing to enlarge.
+
+    mergekit's `ramplus_tl` with its r and alpha as r and `most`, but for its arithmetic in the tensors' dtype.
+
+    Example: `ram_plus(c, [a, b], r=0.1, most=0.2)`
+    """
+    unweighted(models, "ram_plus", "models count where they differ from the base, all alike")
+    deltas = [item.model - base for item in models]
+    merged = RAM_PLUS(*deltas, weights=[ONE] * len(deltas), epsilon=epsilon, r=r, most=most)
+    return combine([base, merged * scale])
+
+
+# -- MagMax ------------------------------------------------------------------------------------------------------------
+
+
+def _largest(given: Given, found: None, tiles: Sequence[torch.Tensor], begin: int, out: torch.Tensor) -> None:
+    """Of opposite values of one size the positive one. What is no number stays none."""
+    import torch
+
+    out.copy_(tiles[0])
+    for x in tiles[1:]:
+        size, other = out.abs(), x.abs()
+        larger = (other > size) | ((other == size) & (x > out)) | x.isnan()
+        out.copy_(torch.where(larger & ~out.isnan(), x, out))
+    out.add_(0.0)
+
+
+MAGMAX = kernel(
+    "magmax",
+    cost=5.0,
+    version=1,
+    operands=("delta",),
+    many=True,
+    result="delta",
+    apply=_largest,
+    symmetric=True,
+    zeros=True,
+)
+
+
+@method(MAGMAX)
+def magmax(base: Model, models: Models, scale: Number = ONE) -> Model:
+    """base + scale·the one of the δᵢ = xᵢ − base with the largest |δᵢ|, value by value
+
+    Marczak et al. 2024, "MagMax: leveraging model merging for seamless continual learning", arXiv:2407.06322. Of two
+    opposite differences of one size the positive one is taken. NaN in any is NaN. mergekit and sd-mecha have none of
+    this kind; fusion_bench's is the same.
+
+    Example: `magmax(c, [a, b], scale=0.5)`
+    """
+    unweighted(models, "magmax", "the largest difference is taken as it is")
+    return combine([base, MAGMAX(*(item.model - base for item in models)) * scale])

@@ -21,12 +21,22 @@ def shares_of(items: Sequence[Weighted]) -> list[Number]:
         RecipeError: they add up to 0.
     """
     weights = weights_of(items)
+    total = total_of(weights, "give weights that do not")
+    return [w / total for w in weights]
+
+
+def total_of(weights: Sequence[Number], way_out: str) -> Number:
+    """What weights are divided by.
+
+    Raises:
+        RecipeError: they add up to 0; `way_out` is the hint.
+    """
     total: Number = ZERO
     for w in weights:
         total = total + w
     if total == 0:
-        raise RecipeError("the weights add up to 0, so they cannot be normalised", hint="give weights that do not")
-    return [w / total for w in weights]
+        raise RecipeError("the weights add up to 0, so they cannot be normalised", hint=way_out)
+    return total
 
 
 def unweighted(items: Sequence[Weighted], method: str, why: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from mergeflow.ir.kernels import Range
 from mergeflow.ir.numbers import Number
+from mergeflow.methods.compiled import Compiled, Drop, Lengths, Rank, Sum, Trim
 from mergeflow.methods.kernels import Given, Passes, kernel
 from mergeflow.methods.registry import Delta, Part, Seed, Share, method
 from mergeflow.tensors import DType
@@ -22,18 +23,27 @@ _SHARE = Range(Fraction(0), Fraction(1))
 _SEED = Range(Fraction(0), Fraction((1 << 63) - 1), whole=True)
 
 
-def _threshold(given: Given, passes: Passes) -> float | None:
-    """The largest number that is too small to be kept; None: nothing is kept; -1: everything is."""
-    from mergeflow.methods.selection import kth_magnitude, value_of
-
-    density, n = given.arguments["density"], passes.elements
-    if not density:
-        return None
+def _wanted(given: Given) -> Rank | None:
+    """The magnitude that is the least to be kept, where there is a question."""
+    density, n = given.arguments["density"], given.elements
     k = max(1, floor(density * n))
-    if k >= n:
-        return -1.0
-    least = kth_magnitude(passes, k, given.compute)
+    return Rank(k) if density and k < n else None
+
+
+def _above(given: Given, least: int | None) -> float | None:
+    """The largest number that is too small to be kept; None: nothing is kept; -1: everything is."""
+    from mergeflow.methods.selection import value_of
+
+    if not given.arguments["density"]:
+        return None
     return value_of(least - 1, given.compute) if least else -1.0
+
+
+def _threshold(given: Given, passes: Passes) -> float | None:
+    from mergeflow.methods.selection import kth_magnitude
+
+    wanted = _wanted(given)
+    return _above(given, None if wanted is None else kth_magnitude(passes, wanted.k, given.compute))
 
 
 def _keep(given: Given, found: float | None, tiles: Sequence[torch.Tensor], begin: int, out: torch.Tensor) -> None:
@@ -55,6 +65,7 @@ TRIM = kernel(
     result="delta",
     measure=_threshold,
     apply=_keep,
+    compiled=Compiled(lambda given, least: Trim(_above(given, least)), _wanted),
     ranges={"density": _SHARE},
     zeros=True,
 )
@@ -69,24 +80,30 @@ def ties_trim(delta: Delta, density: Share) -> Delta:
     them are kept too, so that nothing depends on an order among equals. NaN counts as larger than any number.
 
     The paper ranks all values of a model together; this, as other merge tools do, those of each tensor. mergekit keeps
-    one of several equal values, by the order its sort happens to give.
+    one of several equal values, by the order its sort happens to give. sd-mecha keeps one more, n − ⌊(1 − k)·n⌋ + 1.
+
+    Example: `base + ties_trim(a - base, 0.2)`
     """
     return TRIM(delta, density=density)
+
+
+def _key(given: Given) -> bytes:
+    from blake3 import blake3
+
+    text = f"mergeflow mask 1\ndare_drop\n{given.seed}\n{int(given.arguments['stream'])}\n{given.tensor}"
+    return blake3(text.encode()).digest()
 
 
 def _kept(given: Given, begin: int, n: int) -> Any:
     """Which of the elements from `begin` on are kept: n booleans."""
     from blake3 import blake3
 
-    arguments = given.arguments
-    stream = int(arguments["stream"])
-    text = f"mergeflow mask 1\ndare_drop\n{given.seed}\n{stream}\n{given.tensor}"
-    key = blake3(text.encode()).digest()
+    key = _key(given)
     first = begin // 16  # a block of Philox is 4 words of 64 bits: 16 elements
     generator = np.random.Philox(key=np.frombuffer(key[:16], "<u8"), counter=first)
     words = generator.random_raw(4 * (-(-(begin + n) // 16) - first)).astype("<u8", copy=False).view("<u2")
     words = words[begin - 16 * first :][:n]
-    limit = arguments["density"] * 65536
+    limit = given.arguments["density"] * 65536
     whole = floor(limit)
     if whole == 65536:
         return np.ones(n, np.bool_)
@@ -113,6 +130,7 @@ DROP = kernel(
     operands=("delta",),
     result="delta",
     apply=_drop,
+    compiled=Compiled(lambda given, found: Drop(_key(given), given.arguments["density"])),
     ranges={"density": Range(Fraction(0), Fraction(1), above=True), "seed": _SEED},
     random=True,
     zeros=True,
@@ -131,8 +149,11 @@ def _norms(given: Given, passes: Passes) -> float:
     for sparse, dense in passes.tiles():
         kept.add(float64(sparse, scratch).abs())
         whole.add(float64(dense, scratch).abs())
-    under = kept.value()
-    return whole.value() / under if under else 1.0
+    return _ratio(kept.value(), whole.value())
+
+
+def _ratio(kept: float, whole: float) -> float:
+    return whole / kept if kept else 1.0
 
 
 def _scale(given: Given, found: float, tiles: Sequence[torch.Tensor], begin: int, out: torch.Tensor) -> None:
@@ -148,6 +169,7 @@ MATCH = kernel(
     result="delta",
     measure=_norms,
     apply=_scale,
+    compiled=Compiled(lambda given, lengths: Sum(((0, _ratio(*lengths)),)), lambda given: Lengths()),
     zeros=True,
 )
 
@@ -158,6 +180,8 @@ def match_l1(kept: Delta, delta: Delta) -> Delta:
 
     Gives what was made sparse the mean magnitude of what it was made of: mergekit's `rescale`. Where nothing was kept
     the result is 0.
+
+    Example: `base + match_l1(ties_trim(a - base, 0.2), a - base)`
     """
     return MATCH(kept, delta)
 
@@ -179,6 +203,8 @@ def dare_drop(
 
     rescale=expected divides by the density, as the paper does; rescale=l1 multiplies each tensor so that its L1 norm is
     what it was (mergekit); rescale=none does neither.
+
+    Example: `base + dare_drop(a - base, 0.3) + dare_drop(b - base, 0.3, stream=1)`
     """
     return dropped(delta, density, rescale, seed, stream)
 

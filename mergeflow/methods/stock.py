@@ -8,6 +8,7 @@ from fractions import Fraction
 from mergeflow.errors import RecipeError
 from mergeflow.ir.kernels import Range
 from mergeflow.ir.nodes import combine
+from mergeflow.methods.filters import STOCK_FILTERS
 from mergeflow.methods.gram import add_up, dots, finite
 from mergeflow.methods.kernels import Given, Passes, kernel
 from mergeflow.methods.registry import Model, Models, method
@@ -48,19 +49,26 @@ STOCK = kernel(
 )
 
 
-@method(STOCK)
-def model_stock(base: Model, models: Models) -> Model:
+@method(STOCK, STOCK_FILTERS)
+def model_stock(base: Model, models: Models, filter_wise: bool = False) -> Model:
     """base + t·mean(xᵢ − base), t = n·cos θ / (1 + (n − 1)·cos θ), tensor by tensor
 
     Jang et al. 2024, "Model Stock: all we need is just a few fine-tuned models", arXiv:2403.19522. cos θ is
     the mean over all pairs of the cosine between two differences, of whole tensors; a pair with a difference of zeros
     counts 0. Where 1 + (n − 1)·cos θ is below 1e-6, t is 0. It takes two models or more, without weights.
 
-    mergekit's `model_stock` with filter_wise: false, its default (its rows are not here), but in float64. sd-mecha's
-    takes cosines along the last dimension, of neighbours in the list alone.
+    filter_wise=true has an angle, and so a t, for each value of the first axis ([out, in·h·w] of a convolution; a
+    vector is one filter), where the paper has one for a layer; what is not finite there is averaged.
+
+    mergekit's `model_stock`, but in float64; its filter_wise takes rows along the last axis, and where the product of
+    two lengths is below 1e-6 it divides by that. sd-mecha's takes cosines along the last dimension, of neighbours in
+    the list alone.
+
+    Example: `model_stock(base, [a, b, c])`
     """
     unweighted(models, "model_stock", "the angles say how much of the models is taken")
     if len(models) < 2:
         raise RecipeError("model_stock takes two models or more", hint="base + (a - base) * 0.5 is one way for one")
     deltas = [item.model - base for item in models]
-    return combine([base, STOCK(*deltas, weights=[Fraction(1)] * len(deltas), models=Fraction(len(deltas)))])
+    stock = STOCK_FILTERS if filter_wise else STOCK
+    return combine([base, stock(*deltas, weights=[Fraction(1)] * len(deltas), models=Fraction(len(deltas)))])

@@ -22,9 +22,10 @@ from mergeflow.digest import NUMERICS, action_key
 from mergeflow.errors import Place, RecipeError
 from mergeflow.ir.nodes import Apply, Load, Named, Node, Round, Sum, topological
 from mergeflow.ir.numbers import ONE, Varying, decimal
-from mergeflow.plan.lower import copy_preimage, is_wide, needed, reachable
+from mergeflow.plan.fitting import is_wide
 from mergeflow.plan.program import COPY, Op, Program, Staged, TensorWork, Wide, rounded_share
 from mergeflow.plan.resolve import Facts, Resolved
+from mergeflow.plan.steps import copy_preimage, needed, reachable
 from mergeflow.recipe import Output
 from mergeflow.recipe.tokens import clip
 from mergeflow.tensors import DType, TensorSpec

@@ -76,7 +76,8 @@ def measured(program: Staged) -> list[Call]:
 
 def kept_operands(program: Staged) -> list[int]:
     """The operands that are worth keeping in memory between passes: what was computed for kernels that measure."""
-    operands = [o for call in measured(program) for o in call.operands if o >= len(program.inputs)]
+    tiled = [call for call in measured(program) if formula(call.kernel).kernel.access != "tensor"]
+    operands = [o for call in tiled for o in call.operands if o >= len(program.inputs)]
     return list(dict.fromkeys(operands))
 
 

@@ -14,7 +14,8 @@ from mergeflow.plan.bound import Bound
 from mergeflow.plan.dependencies import dependencies
 from mergeflow.plan.embed import file_key, metadata
 from mergeflow.plan.explain import nonfinite_notes, reason, snapshot
-from mergeflow.plan.lower import Lowering, check_quantised
+from mergeflow.plan.fitting import check_quantised
+from mergeflow.plan.lower import Lowering
 from mergeflow.plan.plans import OutputPlan, Plan, Request
 from mergeflow.plan.program import TensorWork
 from mergeflow.plan.related import stranger_notes
@@ -24,6 +25,7 @@ from mergeflow.plan.scans import scans
 from mergeflow.plan.stored import ObjectPlan
 from mergeflow.plan.surgery import constant_preimage, constants, dtypes, trim
 from mergeflow.recipe import Output
+from mergeflow.recipe.shared import text_with_overrides
 from mergeflow.tensors import DType
 
 
@@ -51,7 +53,7 @@ def make_plan(bound: Bound, facts: Facts, request: Request) -> Plan:
             check_quantised(resolved, tuple(works.values()), facts)
             order = canonical_order((w.name, w.dtype, w.shape) for w in works.values())
             ordered = [works[name] for name, _, _ in order]
-            text = bound.recipe.text if output.embed == "recipe" else None
+            text = text_with_overrides(bound.recipe) if output.embed == "recipe" else None
             own = announced(bound, output, resolved, ordered, facts, request.originals)
             said = metadata(resolved, facts, output.dtype, compute, own, text, merger, options.seed)
             layout = lay_out_as(path, order, said, output.shard_size)
@@ -120,9 +122,7 @@ def _placed(
     """The outputs, those to build with their pass and where it runs."""
     placed = list(outputs)
     to_build = [(i, output.actions) for i, output in enumerate(outputs) if output.build]
-    passes = scans(
-        to_build, lowering.programs, request.budget, lowering.staged, device=request.device, workers=request.workers
-    )
+    passes = scans(to_build, lowering.programs, request.budget, lowering.staged, choice=request.choice)
     for number, scan in enumerate(passes):
         for i in scan.members:
             placed[i] = replace(outputs[i], scan=number, placement=scan.placement)
@@ -136,9 +136,8 @@ def _placed_objects(
     placed = []
     for planned in objects:
         (scan,) = scans(
-            [(0, planned.actions)], lowering.programs, request.budget, lowering.staged,
-            device=request.device, workers=request.workers,
-        )  # fmt: skip
+            [(0, planned.actions)], lowering.programs, request.budget, lowering.staged, choice=request.choice
+        )
         placed.append(replace(planned, placement=scan.placement))
     return placed
 

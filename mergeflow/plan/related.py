@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from operator import mul
 
-from mergeflow.ir.forms import sources_in
+from mergeflow.ir.forms import Applied, Form, Rounded
 from mergeflow.plan.facts import SourceFacts
 from mergeflow.plan.resolve import Facts, Resolved
 
@@ -42,10 +42,31 @@ def stranger_notes(resolved: Resolved, facts: Facts, known: dict[Pair, float | N
 
 def _mixed(resolved: Resolved) -> set[Pair]:
     """Each model whose tensors a result has, with each other one that is mixed into them."""
-    leaves = [set(sources_in(form)) for form in resolved.forms]
+    leaves = [_models_in(form) for form in resolved.forms]
     cases = set(zip(resolved.primaries, resolved.cases, strict=True))
     mixed = [(primary, leaves[case]) for primary, case in cases if len(leaves[case]) > 1]
     return {(primary, other) for primary, others in mixed for other in others if other != primary}
+
+
+def _models_in(root: Form) -> set[int]:
+    """The sources that a form is made of, but for files of numbers about models."""
+    found: set[int] = set()
+    seen: set[int] = set()
+    stack: list[Form] = [root]
+    while stack:
+        form = stack.pop()
+        if id(form) in seen:
+            continue
+        seen.add(id(form))
+        for _, leaf in form.terms:
+            if isinstance(leaf, Applied):
+                step = 2 if leaf.kernel.paired else 1
+                stack += [operand.form for operand in leaf.operands[::step]]
+            elif isinstance(leaf, Rounded):
+                stack.append(leaf.form)
+            else:
+                found.add(leaf)
+    return found
 
 
 def cosine(first: SourceFacts, second: SourceFacts) -> float | None:

@@ -66,6 +66,13 @@ def test_deltas_and_donors_are_not_compared(sd15: dict[str, Path], tmp_path: Pat
     assert notes(path) == []
 
 
+def test_statistics_of_models_are_not_compared_with_them(sd15: dict[str, Path], tmp_path: Path) -> None:
+    sources = {"a": sd15["A"], "b": sd15["B"], "x": sd15["stranger"]}
+    assert notes(recipe(tmp_path, sources, "fisher([a, b], information=[x, x]) * 0.5 + a * 0.5")) == []
+    (line,) = notes(recipe(tmp_path, sources, "fisher([a, x], information=[b, b])"))
+    assert line.startswith("x and a ")
+
+
 def test_what_mergeflow_wrote_has_no_samples(sd15: dict[str, Path], tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = recipe(tmp_path, {"a": sd15["A"], "x": sd15["stranger"]}, "a * 0.5 + x * 0.5")

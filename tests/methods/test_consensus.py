@@ -110,6 +110,15 @@ def test_where_there_is_no_angle(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_opposite_tensors_of_one_value(tmp_path: Path, seed: int) -> None:
+    """Rounding leaves a cosine beside −1: no angle to take shares of thousands from."""
+    x, y = np.random.default_rng(seed).uniform(0.1, 3, 2)
+    a, b = {"x": numbers("F64", [x])}, {"x": numbers("F64", [-y])}
+    found = doubles(results(tmp_path, "slerp(a, b, 0.25)", {"a": a, "b": b}, "float64")["x"])
+    np.testing.assert_allclose(found, [0.75 * x - 0.25 * y], rtol=0, atol=1e-15)
+
+
 def test_linear_above(tmp_path: Path) -> None:
     a, b = {"x": numbers("F64", [1, 0.1])}, {"x": numbers("F64", [1, 0.11])}
     found = results(tmp_path, "slerp(a, b, 0.5, lerp_above=0.9995)", {"a": a, "b": b})

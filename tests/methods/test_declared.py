@@ -19,6 +19,8 @@ from mergeflow.methods import kernels, registry
 from mergeflow.plan.jobs import jobs, room
 from mergeflow.plan.place import KEEP, Budget, footprint, place
 
+STABLE = ("distribution_crossover", "truncate_rank")
+
 PLUGIN = '''
 from mergeflow.methods.kernels import kernel
 from mergeflow.methods.registry import Delta, method
@@ -63,9 +65,37 @@ def test_a_method_of_ones_own(tmp_path: Path, plugin: Path, monkeypatch: pytest.
     text = recipe("plugin_square(a - o)", "o a ", dtype="float64")
     before = {w.name: w.key for w in plan(tmp_path / "x", text).outputs[0].works}
     monkeypatch.setattr(kernels, "_formulas", {k: v for k, v in kernels._formulas.items() if k != "plugin_square"})
+    monkeypatch.setattr(registry, "_registered", {k: v for k, v in registry._registered.items() if k != "plugin_square"})
     load(plugin, "plugin_two", PLUGIN + "# another source\n")
     after = {w.name: w.key for w in plan(tmp_path / "x", text).outputs[0].works}
     assert {name for name in before if before[name] == after[name]} == {"same", "ids", "none"}
+
+
+WHOLE = '''
+import torch
+from mergeflow.methods.registry import Delta, method
+from mergeflow.methods.whole import whole_kernel
+
+def _compute(given, operands):
+    return torch.sort(operands[0].reshape(-1)).values.reshape(given.shape)
+
+SORTED = whole_kernel("plugin_sorted", version=1, operands=("delta",), result="delta", compute=_compute,
+                      room=lambda shape: 0, zeros=True)
+
+@method(SORTED)
+def plugin_sorted(delta: Delta) -> Delta:
+    """delta, sorted"""
+    return SORTED(delta)
+'''
+
+
+def test_a_method_of_ones_own_over_whole_tensors(tmp_path: Path, plugin: Path) -> None:
+    load(plugin, "plugin_one", WHOLE)
+    models = family("F32", "a")
+    found = results(tmp_path / "x", "plugin_sorted(a - o)", models, "float64")
+    delta = doubles(models["a"]["conv"]) - doubles(models["o"]["conv"])
+    assert np.array_equal(doubles(found["conv"]).ravel(), np.sort(delta.ravel()))
+    assert len(kernels.formula("plugin_sorted").kernel.origin) == 64
 
 
 def test_two_kernels_of_one_name(plugin: Path) -> None:
@@ -89,7 +119,7 @@ def test_annotations(plugin: Path, annotation: str, message: str) -> None:
 def test_every_built_in_method_says_what_it_is() -> None:
     for method in registry.built_in().values():
         assert method.formula
-        assert method.tier == "exact"
+        assert method.tier == ("stable" if method.name in STABLE else "exact")
         cited = "arXiv" in method.doc or "Shoemake" in method.doc or "no paper" in method.doc
         assert cited or not method.kernels or method.name == "match_l1", method.name
 
