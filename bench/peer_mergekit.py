@@ -7,6 +7,7 @@ Choices, all of them to mergekit's advantage:
   last bits; with `dtype: float32` it is right and took 1.6 times as long.
 - `normalize: false`: the weights sum to 1 already, and the division is saved.
 - No `dtype:` and no `out_dtype:`: inputs stay float16 until they are added up, and so is the output.
+- BENCH_DEVICE=cuda merges on the card.
 - Default options. mergekit-pytorch has no option for threads of its own; torch's are all cores by default.
   `--lazy-unpickle` concerns pickles. `--async-write` has nothing to overlap while the output is one file, as everyone
   else's is, and with the output in shards it was no faster.
@@ -37,7 +38,8 @@ def main() -> None:
     recipe = Path(output).with_suffix(".yaml")
     recipe.write_text(json.dumps(config(workloads.ALL[name], Path(folder))))  # JSON is YAML
     command = Path(sys.executable).with_name("mergekit-pytorch")
-    os.execv(command, [str(command), str(recipe), output])
+    device = ["--device", os.environ["BENCH_DEVICE"]] if "BENCH_DEVICE" in os.environ else []
+    os.execv(command, [str(command), str(recipe), output, *device])
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ Choices, all of them to sd-mecha's advantage:
 - The weighted sum is its `weighted_sum`. A difference is its `add_difference` method with the factor as `alpha`: one
   node, where `a + (b - c) * m` takes two (a multiplication of its own) and the public wrapper `sd_mecha.add_difference`
   adds a fallback to `a` (and fails on a base that is itself a merge).
+- BENCH_DEVICE=cuda merges on the card.
 - The chain is one recipe graph, merged in one go.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -32,7 +34,8 @@ def recipe(workload: workloads.Workload, folder: Path) -> sd_mecha.RecipeNode:
 
 def main() -> None:
     name, folder, output = sys.argv[1:]
-    sd_mecha.merge(recipe(workloads.ALL[name], Path(folder)), output=Path(output))
+    device = {"merge_device": os.environ["BENCH_DEVICE"]} if "BENCH_DEVICE" in os.environ else {}
+    sd_mecha.merge(recipe(workloads.ALL[name], Path(folder)), output=Path(output), **device)
 
 
 if __name__ == "__main__":

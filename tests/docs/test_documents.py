@@ -28,6 +28,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "cache/README.md")),
     *(ROOT / folder / "README.md" for folder in ("recipes", "tests/corpus", "tests/golden")),
     *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "docs/plugin/README.md",
     *sorted((ROOT / "docs/decisions").glob("*.md")),
 ]
 BLOCK = re.compile(r"^```(\w*)(?: (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
