@@ -3,14 +3,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo fmt lint type arch test test-all bench docs check clean
+.PHONY: help setup demo fmt lint type arch test test-all test-peers bench gpu docs check clean
 
 help:      ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 setup: $(STAMP) ## a virtual environment with everything, in .venv
 
-$(STAMP): pyproject.toml constraints.txt setup.py mergeflow/executor/_sums.c
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard mergeflow/executor/_*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
@@ -41,8 +41,21 @@ test: $(STAMP) ## unit, property, contract, golden, fault and command line tests
 test-all: $(STAMP) ## the slow rest as well
 	$(BIN)/pytest -m "not gpu" -n 2
 
+test-peers: $(STAMP) ## methods against sd-mecha and mergekit, in an environment of their own
+	$(BIN)/python -m bench.peers
+	$(BIN)/pytest tests/peers
+
 bench: $(STAMP) ## side by side with other tools on full-size files; writes docs/benchmarks.md
 	$(BIN)/python -m bench.run --write-docs
+
+gpu: $(STAMP) ## tests and timings on an accelerator; says so where there is none
+	$(BIN)/python -m bench.gpu
+
+build/%.safetensors: recipes/%.yaml | $(STAMP) ## the output of that name of a recipe
+	@mkdir -p build/deps
+	$(BIN)/mergeflow build $< $@ --depfile build/deps/$*.d
+
+-include $(wildcard build/deps/*.d)
 
 docs: $(STAMP) ## rewrite what is generated: docs/cli.md and the JSON Schema
 	$(BIN)/python -m docs.generate

@@ -130,7 +130,7 @@ def plan(folder: Path, text: str) -> Plan:
 def hashing(folder: Path) -> float:
     """Where the models are new to the memo, planning begins with this."""
     with project(folder, DIFFERENCE) as opened:
-        return seconds(lambda: [opened.identified(i) for i in range(3)])
+        return seconds(lambda: [opened.sources.identified(i) for i in range(3)])
 
 
 def planning(folder: Path, text: str) -> float:

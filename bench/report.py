@@ -16,8 +16,8 @@ they come from the page cache. Outputs are float16 like the inputs. Contenders:
 
 - **floor**: `cat` of the inputs to `/dev/null`, then `cp` of one of them and `sync` of the copy. No merge at all: what
   reading every input byte once and writing one output costs here.
-- **import torch**: Python started and torch imported, nothing else. sd-mecha and mergekit pay it; mergeflow's sums are
-  compiled for the processor and do without torch, which only methods that are no sums import.
+- **import torch**: Python started and torch imported, nothing else. sd-mecha and mergekit pay it; mergeflow's sums
+  and its commonest methods are compiled for the processor; only other methods import torch.
 - **mergeflow**: `mergeflow build recipe.yaml` with the digests of its inputs remembered, as from the second merge of
   the same files on. It syncs its output to the disk before it ends; the peers leave that to the system.
 - **mergeflow, first**: the same with nothing remembered, so that it hashes every input too.

@@ -1,7 +1,8 @@
 """Compares mergeflow with the floor and with its peers: `make bench`, or `python -m bench.run`.
 
     --only weighted,difference   workloads (all: weighted, difference, chain, many) or sections (edit, sweep,
-                                 noop, planning, memory)
+                                 noop, planning, memory); `limited`, `methods` only
+                                 if named
     --rounds 5                   rounds per workload (default 3)
     --no-peers, --no-mergeflow   leave contenders out
     --shrink 16                  small files, to see that everything runs; the figures mean nothing
@@ -28,9 +29,11 @@ from bench import (
     check,
     contenders,
     edit,
+    limited,
     machine,
     measure,
     memory,
+    methods,
     noop,
     peers,
     planning,
@@ -42,6 +45,7 @@ from bench.contenders import ROOT, Contender, Mergeflow, Place
 from bench.workloads import Workload
 
 SECTIONS = ("edit", "sweep", "noop", "planning", "memory")
+ON_REQUEST = ("limited", "methods")  # take 32 and 11 GB of disk, and long
 SMALL = ("--shrink", "16", "--count", "2000")  # the files that outputs are checked on
 TIMEOUT = 1800.0  # seconds for one run of one contender
 
@@ -61,6 +65,8 @@ class Results:
     noop: dict[str, list[float]] = field(default_factory=dict)
     planning: dict[str, list[float]] = field(default_factory=dict)
     memory: dict[str, dict[str, float]] = field(default_factory=dict)
+    limited: dict[str, dict[str, float]] = field(default_factory=dict)
+    methods: dict[str, list[dict[str, float]]] = field(default_factory=dict)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -102,8 +108,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--write-docs", action="store_true", help="write docs/benchmarks.md")
     options = parser.parse_args(arguments)
     options.only = options.only.split(",")
-    if unknown := set(options.only) - set(names):
-        parser.error(f"--only: {', '.join(sorted(unknown))}: not one of {', '.join(names)}")
+    if unknown := set(options.only) - {*names, *ON_REQUEST}:
+        parser.error(f"--only: {', '.join(sorted(unknown))}: not one of {', '.join([*names, *ON_REQUEST])}")
     if not options.no_mergeflow and not contenders.executable().exists():
         parser.error(f"no mergeflow command beside {Path(sys.executable).name}; install it, or use --no-mergeflow")
     return options
@@ -212,6 +218,18 @@ def log(entrant: Contender, place: Place) -> Path:
 def sections(options: argparse.Namespace, work: Path, ours: Mergeflow, results: Results) -> list[str]:
     """The sections about mergeflow alone."""
     body = []
+    if "limited" in options.only:
+        text, limits = limited.section(work, ours, options.shrink)
+        results.limited = {name: dict[str, Any](asdict(run)) for name, run in limits.items()}
+        body.append(text)
+    if "methods" in options.only:
+        folder, *how = sized(options, work)
+        place = Place(files(methods.LINEAR, folder, *how), work / "scratch")
+        text, runs = methods.section(place, ours, options.rounds, None if options.no_peers else peers.ensure())
+        results.methods = singles(runs)
+        body.append(text)
+    if not set(options.only) & set(SECTIONS):
+        return body
     workload = workloads.DIFFERENCE
     place = Place(files(workload, *sized(options, work)), work / "scratch")
     if "edit" in options.only:

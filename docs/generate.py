@@ -1,4 +1,4 @@
-"""`python -m docs.generate`, which is `make docs`: write docs/cli.md from the commands' help, and the schema.
+"""`python -m docs.generate`, which is `make docs`: write docs/cli.md, docs/methods.md and the schema.
 
 python -m docs.generate            write
 python -m docs.generate --check    only say what is out of date; exit code 1
@@ -7,6 +7,7 @@ python -m docs.generate --check    only say what is out of date; exit code 1
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ import click
 
 from mergeflow.cli.main import SECTIONS
 from mergeflow.cli.main import cli as group
+from mergeflow.cli.methods import page
+from mergeflow.methods.registry import built_in
 from mergeflow.recipe import schema
 
 HERE = Path(__file__).parent
@@ -27,7 +30,11 @@ Written by `make docs` from the commands' own help; a test checks that it is up 
 
 def pages() -> dict[Path, str]:
     described = json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
-    return {HERE / "cli.md": "\n".join(command_line()), HERE / "recipe.schema.json": described}
+    return {
+        HERE / "cli.md": "\n".join(command_line()),
+        HERE / "methods.md": "\n".join(methods()),
+        HERE / "recipe.schema.json": described,
+    }
 
 
 def command_line() -> Iterator[str]:
@@ -50,6 +57,28 @@ def parts_of(command: click.Command, name: str, context: click.Context) -> Itera
         yield f"#### mergeflow {name} {part}\n"
         with click.Context(command, info_name=name, parent=context) as inner:
             yield from help_of(command.commands[part], part, inner)
+
+
+METHODS = """# The methods
+
+Written by `make docs` from the methods' own pages, which `mergeflow methods NAME` prints; a test checks that it is up
+to date, and that the examples work. In them each name is a model. [recipes/README.md](../recipes/README.md) tells which
+method is for what, [plugins.md](plugins.md) how to write one.
+"""
+
+
+def methods() -> Iterator[str]:
+    found = built_in()
+    yield METHODS
+    yield from (f"- [`{name}`](#{name}): {_literal(method.formula)}" for name, method in found.items())
+    for name, method in found.items():
+        yield "\n".join([f"\n## {name}\n", "```text", *(line.rstrip() for line in page(method)), "```"])
+    yield ""
+
+
+def _literal(text: str) -> str:
+    """Text in which Markdown finds nothing."""
+    return re.sub(r"([*_|\[\]<>\\])", r"\\\1", text)
 
 
 def help_of(command: click.Command, name: str, parent: click.Context | None) -> Iterator[str]:

@@ -13,7 +13,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class PhaseStarted(Event):
-    """`verb` is 'hashing' or 'merging', `subject` a source's or an output's name, `total` the bytes to come."""
+    """`verb` is 'hashing', 'fetching' or 'merging', `subject` what of, by its name, `total` the bytes to come."""
 
     verb: str
     subject: str
@@ -41,6 +41,13 @@ class OutputDone(Event):
     built: bool
     reason: str
     nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Noted(Event):
+    """Something worth a line that nobody has to do anything about."""
+
+    message: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from mergeflow.build.settings import BuildResult, Settings
 from mergeflow.events import Reporter, silent
 from mergeflow.recipe import from_command
 from mergeflow.recipe import load as load_recipe
+from mergeflow.recipe.origins import scheme_of
 
 PathLike = str | os.PathLike[str]
 
@@ -53,8 +54,9 @@ def merge(
 ) -> BuildResult:
     """One merge without a recipe file: `names` are the expression's models (paths) and numbers.
 
-    Numbers are taken as Python prints them (0.1 is exactly one tenth). `out` may be anywhere; it is the output root's
-    file unless `settings` names another root.
+    Models may be addresses too, which are downloaded if `settings` has `fetch`. Numbers are taken as Python prints them
+    (0.1 is exactly one tenth). `out` may be anywhere; it is the output root's file unless `settings` names another
+    root.
 
     Raises:
         MergeflowError: as a build of the same recipe would.
@@ -62,7 +64,15 @@ def merge(
     target = Path(out).resolve()
     root = settings.output_root.resolve() if settings is not None else target.parent
     settings = replace(settings or Settings(), output_root=root)
-    texts = {n: str(v) if isinstance(v, int | float) else os.path.abspath(v) for n, v in names.items()}  # noqa: PTH100
+    texts = {name: _text(value) for name, value in names.items()}
     relative = target.relative_to(root) if target.is_relative_to(root) else target
     with Project(from_command(expression, texts, relative.as_posix(), dtype), settings, report) as project:
         return project.build()
+
+
+def _text(value: PathLike | float) -> str:
+    """A name's value as the command line would have it; paths from the current folder."""
+    if isinstance(value, int | float):
+        return str(value)
+    path = os.fspath(value)
+    return path if scheme_of(path) else os.path.abspath(path)  # noqa: PTH100  # links stay links

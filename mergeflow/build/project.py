@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import gc
-import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from mergeflow.arch import find as find_architecture
 from mergeflow.build.kept import clear_interrupted, find_kept, note_keys, tally
+from mergeflow.build.locking import check_lock, make_lock
 from mergeflow.build.machine import budget
 from mergeflow.build.published import (
     check_apart,
     configs,
     files_there,
     leave_side_files,
+    made_now,
     remember,
     remove_side_files,
     retire,
@@ -24,36 +27,29 @@ from mergeflow.build.published import (
 )
 from mergeflow.build.quick import Asked, leave_stamp
 from mergeflow.build.settings import BuildResult, BuiltOutput, Settings, StoredResult, cache_folder
+from mergeflow.build.sources import Sources
 from mergeflow.build.state import is_ours, look
 from mergeflow.build.storing import Shelf
 from mergeflow.build.targets import choose, targets
 from mergeflow.digest import printable
 from mergeflow.errors import (
-    IntegrityError,
     MergeflowError,
-    MissingInput,
-    NotReproducible,
     Place,
     RecipeError,
     ResourceError,
 )
 from mergeflow.events import OutputDone, Reporter, Warned, silent
-from mergeflow.formats.files import ReadFile, write_text_file
+from mergeflow.formats.files import write_text_file
 from mergeflow.plan.bind import bind
-from mergeflow.plan.bound import Bound, SourceRef
-from mergeflow.plan.embed import DIGEST, KIND
+from mergeflow.plan.bound import Bound
 from mergeflow.plan.facts import SourceFacts
-from mergeflow.plan.originals import Originals
+from mergeflow.plan.outlook import Machine
 from mergeflow.plan.planner import make_plan, needed_sources
 from mergeflow.plan.plans import OutputPlan, Plan, Request
 from mergeflow.provenance import lock as locks
-from mergeflow.provenance.claims import claims_of
 from mergeflow.provenance.sidecar import sidecar_path, write_sidecar
 from mergeflow.recipe import Recipe
 from mergeflow.recipe.tokens import clip
-from mergeflow.sources.adapt import adapt, check_is_model
-from mergeflow.sources.hashes import check_claims, old_hash, sha256
-from mergeflow.sources.identify import Identified, identify
 from mergeflow.sources.memo import Memo, default_folder
 from mergeflow.store.records import LocalRecords, Records
 
@@ -71,8 +67,7 @@ class Project:
         self.memo = Memo(memo, self._warn)
         self.records: Records = LocalRecords(cache_folder(self.settings), self._warn)
         self.shelf = Shelf(self.settings, memo, self._warn)
-        self._identified: dict[int, Identified] = {}
-        self._notes: dict[int, tuple[str, ...]] = {}
+        self.sources = Sources(self.bound, self.settings, self.memo, report)
         self._configs: dict[Path, bytes] = {}
 
     def _warn(self, message: str) -> None:
@@ -96,7 +91,7 @@ class Project:
         machine; opens no tensor otherwise."""
         plan = self._plan(outputs)
         if self.settings.locked:
-            self._check_lock(plan)
+            check_lock(plan, self._lock(), self.lock_file().name)
         return plan
 
     def _plan(self, outputs: Sequence[str]) -> Plan:
@@ -106,11 +101,13 @@ class Project:
     def _planned(self, outputs: Sequence[str]) -> Plan:
         chosen = choose(self.bound, outputs)
         wanted = needed_sources(self.bound, chosen)
-        files = targets(self.bound, chosen, self.settings.output_root, self._inputs())
+        files = targets(self.bound, chosen, self.settings.output_root, self.sources.paths())
         self._check_architecture()
-        facts = {i: self.facts(i) for i in wanted}
+        if self.sources.locate(wanted):  # and no output may be written over what was found
+            files = targets(self.bound, chosen, self.settings.output_root, self.sources.paths())
+        facts = {i: self.sources.facts(i) for i in wanted}
         settings = self.settings
-        machine = budget(settings.memory)
+        machine = budget(settings.memory, settings.vram)
         request = Request(
             files,
             lambda output: look(output, self.records, self.memo, self.report, machine.cores),
@@ -118,66 +115,22 @@ class Project:
             settings.jobs,
             settings.device,
             settings.force,
-            Originals(self._metadata, self._hashes),
+            self.sources.originals(),
             lambda keys: find_kept(keys, self.records, self.memo, sorted({path.parent for path in files.values()})),
             self.shelf.storing(),
+            cache(lambda: self._machine(facts)),
         )
         return make_plan(self.bound, facts, request)
 
-    def _inputs(self) -> dict[str, Path]:
-        """All files that the recipe calls sources, those that are not read this time too."""
-        return {ref.name: ref.path for ref in self.bound.sources}
+    def _machine(self, facts: Mapping[int, SourceFacts]) -> Machine:
+        from mergeflow.build import speeds  # only where something is to be built
+
+        files = [path for fact in facts.values() for path in fact.files]
+        return speeds.machine(self.settings.memo or default_folder(), self.settings.device, files)
 
     def facts(self, source: int) -> SourceFacts:
         """What is known of one source, its claims checked."""
-        ref = self.bound.sources[source]
-        declared = ref.declared
-        found = self.identified(source)
-        try:
-            check_claims(
-                ref.path, self.memo, self.report, sha256_claim=declared.sha256, short=declared.hash, size=declared.size
-            )
-            adapted = adapt(
-                found,
-                ref.name,
-                arch=declared.arch,
-                otherwise=self.recipe.arch,
-                ema=declared.ema or "keep",
-                kind=declared.kind,
-            )
-            check_is_model(adapted, ref.name)
-        except MergeflowError as error:
-            error.place = error.place or declared.place
-            raise
-        said = self._metadata(source)
-        says_delta = said.get(KIND) == "delta" and (said is found.metadata or said.get(DIGEST) == found.model)
-        delta = says_delta if declared.kind in (None, "vae") else declared.kind == "delta"
-        self._notes[source] = adapted.notes
-        return SourceFacts(
-            ref.name,
-            found.files,
-            adapted.tensors,
-            adapted.digests,
-            adapted.nonfinite,
-            adapted.model,
-            adapted.architecture,
-            delta,
-            lambda name: found.sample(adapted.origins.get(name, name)),
-            adapted.kind,
-        )
-
-    def _metadata(self, source: int) -> Mapping[str, str]:
-        """What the file of a source says of itself."""
-        return claims_of(self.bound.sources[source].path, self.identified(source).metadata)
-
-    def _hashes(self, source: int) -> tuple[str, str] | None:
-        """The sha256 and the old hash of a source's file; None where it is not one file."""
-        path = self.bound.sources[source].path
-        if self.identified(source).files != (path,):
-            return None
-        whole = sha256(path, self.memo, self.report)
-        with ReadFile(path) as file:
-            return whole, old_hash(file)
+        return self.sources.facts(source)
 
     def _check_architecture(self) -> None:
         """That the architecture of all sources exists: asked once, as its name is no source's mistake."""
@@ -194,23 +147,6 @@ class Project:
         named = [self.recipe.arch, *(ref.declared.arch for ref in self.bound.sources)]
         return [name for name in dict.fromkeys(named) if name is not None]
 
-    def known_files(self) -> list[Identified]:
-        """The sources identified so far."""
-        return list(self._identified.values())
-
-    def identified(self, source: int) -> Identified:
-        if source not in self._identified:
-            ref = self.bound.sources[source]
-            try:
-                found = identify(ref.path, self.memo, self.report, name=ref.name, workers=budget(1).cores)
-            except MergeflowError as error:
-                if error.place is None:
-                    error.place = ref.declared.place
-                error.hint = _way_out(error, ref)
-                raise
-            self._identified[source] = found
-        return self._identified[source]
-
     # -- building ------------------------------------------------------------------------------------------------
 
     def build(self, outputs: Sequence[str] = (), *, asked: Asked | None = None) -> BuildResult:
@@ -222,7 +158,7 @@ class Project:
         """
         self.shelf.begin_build()
         plan = self.plan(outputs)
-        for note in (note for i in plan.facts for note in self._notes[i]):
+        for note in self.sources.notes(plan.facts):
             self._warn(note)
         check_apart(plan)
         self._configs = configs(plan)
@@ -261,7 +197,7 @@ class Project:
         from mergeflow.executor.devices import find
         from mergeflow.executor.objects import write_object
 
-        expected = {i: found.at for i, found in self._identified.items()}
+        expected = {i: found.at for i, found in self.sources.known().items()}
         for planned in plan.objects:
             assert planned.placement is not None
             device = find(planned.placement.device)
@@ -281,7 +217,7 @@ class Project:
                 yield _failed(output, refused[output.path])
                 continue
             if not output.build:
-                error = self._leave_side_files(output)
+                error = self._leave_side_files(plan, output)
                 self.report(OutputDone(output.path, False, output.reason, output.layout.file_size))
                 yield BuiltOutput(
                     output.path, output.target, False, output.reason, output.layout.file_size, 0, "", error
@@ -299,12 +235,13 @@ class Project:
 
         placement = members[0].placement
         assert placement is not None
-        expected = {i: found.at for i, found in self._identified.items()}
+        expected = {i: found.at for i, found in self.sources.known().items()}
 
         def check(output: OutputPlan, digest: str) -> None:
             if lock is not None:
                 locks.check_result(lock, output.path, digest)
 
+        began = time.monotonic()
         try:
             finished = write_outputs(
                 plan, members, find(placement.device), self.report, expected, self.shelf.store, check
@@ -314,39 +251,39 @@ class Project:
                 raise
             return [_failed(output, error) for output in members]
         results = []
-        bytes_read = finished.bytes_read  # of the pass; told once
+        took = time.monotonic() - began  # of the pass, like the bytes, which are told once
+        bytes_read = finished.bytes_read
         for output, result in zip(members, finished.results, strict=True):
             if isinstance(result, MergeflowError):
                 results.append(_failed(output, result))
                 continue
-            results.append(self._register(plan, output, result, bytes_read))
+            results.append(self._register(plan, output, result, bytes_read, took))
             bytes_read = 0
         first = next((built.error for built in results if built.error is not None), None)
         if first is not None and not self.settings.keep_going:
             raise first
         return results
 
-    def _register(self, plan: Plan, output: OutputPlan, written: Written, bytes_read: int) -> BuiltOutput:
+    def _register(self, plan: Plan, output: OutputPlan, written: Written, bytes_read: int, took: float) -> BuiltOutput:
         """Remember a published output, by record and memo."""
         digest = printable(written.content.model)
-        remember(output, written, self.records, self.memo)
+        counts = tally(plan, output)
+        remember(output, written, self.records, self.memo, made_now(counts, took))
         note_keys(output, written.at, self.records)
         for line in retire(output, self.records):
             self._warn(line)
         declared = self.bound.outputs[output.path][1]
         if declared.embed == "sidecar" and self.recipe.text:
             self._leave_recipe(output.target)
-        error = self._leave_side_files(output)
+        error = self._leave_side_files(plan, output)
         self.report(OutputDone(output.path, True, output.reason, output.layout.file_size))
         size = output.layout.file_size
-        return BuiltOutput(
-            output.path, output.target, True, output.reason, size, bytes_read, digest, error, tally(plan, output)
-        )
+        return BuiltOutput(output.path, output.target, True, output.reason, size, bytes_read, digest, error, counts)
 
-    def _leave_side_files(self, output: OutputPlan) -> MergeflowError | None:
+    def _leave_side_files(self, plan: Plan, output: OutputPlan) -> MergeflowError | None:
         """What `sidecars:` asks for beside the output. The output is complete without it, but it was asked for."""
         try:
-            leave_side_files(output, self.bound, self._configs, self.records, self.memo, self.report)
+            leave_side_files(output, plan, self._configs, self.records, self.memo, self.report)
         except MergeflowError as error:
             if not self.settings.keep_going:
                 raise
@@ -372,36 +309,8 @@ class Project:
         return locks.read(self.lock_file())
 
     def make_lock(self) -> locks.Lock:
-        """The lock as it should be now: sources hashed, outputs' digests where they are built and up to date."""
-        plan = self._plan(())
-        sources = {}
-        for i, fact in plan.facts.items():
-            found, ref = self.identified(i), self.bound.sources[i]
-            sources[ref.name] = locks.LockedSource(
-                digest=fact.model,
-                sha256=self._sha256(ref.path),
-                size=found.size,
-                tensors=len(fact.tensors),
-            )
-        outputs = {}
-        for output in plan.outputs:
-            record = self.records.find(output.target) if not output.build else None
-            outputs[output.path] = locks.LockedOutput(key=output.key, digest=record.model if record else None)
-        return locks.Lock(sources=sources, outputs=outputs)
-
-    def _sha256(self, path: Path) -> str:
-        """Of a source that is one file; a model in several has none."""
-        return sha256(path, self.memo, self.report) if path.is_file() else ""
-
-    def _check_lock(self, plan: Plan) -> None:
-        sources = {fact.name: fact.model for fact in plan.facts.values()}
-        lines = locks.drift(self._lock(), sources, {o.path: o.key for o in plan.outputs})
-        if lines:
-            raise NotReproducible(
-                f"{self.lock_file().name} does not hold: {lines[0]}"
-                + (f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""),
-                hint="`mergeflow lock` accepts the change, when it is meant",
-            )
+        """The lock as it should be now; its outputs' digests where they are built and up to date."""
+        return make_lock(self._plan(()), self.sources, self.records, self.memo, self.report)
 
     # -- cleaning ------------------------------------------------------------------------------------------------
 
@@ -409,7 +318,7 @@ class Project:
         """Remove built outputs and their sidecars; (path, removed) for each that is there. Files that are not what
         we built stay, unless forced."""
         chosen = choose(self.bound, outputs)
-        files = targets(self.bound, chosen, self.settings.output_root, self._inputs())
+        files = targets(self.bound, chosen, self.settings.output_root, self.sources.paths())
         for target in files.values():
             there = files_there(target)
             for path in there:
@@ -436,23 +345,6 @@ def collector_paused() -> Iterator[None]:
     finally:
         if running:
             gc.enable()
-
-
-def _way_out(error: MergeflowError, ref: SourceRef) -> str:
-    """What helps when a source is not there or is not what it should be."""
-    first = error.hint
-    if isinstance(error, MissingInput) and ref.declared.path:
-        _, path, rest = ref.declared.place.text.partition(ref.declared.path)
-        if rest.startswith(" #") and os.path.exists(f"{ref.path}{rest}"):  # noqa: PTH110  # which answers any path
-            return f"in YAML # after a space begins a comment: quote the path, '{path}{rest}'"
-    if not first and isinstance(error, MissingInput):
-        first = "put the file there"
-    elif not first and isinstance(error, IntegrityError):
-        first = "fetch it again"
-    if not first:
-        return ""
-    joint = " Or" if first.endswith("?") else "; or" if error.hint else ", or"
-    return f"{first}{joint} point elsewhere with --source {ref.name}=PATH"
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:

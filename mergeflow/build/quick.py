@@ -1,8 +1,9 @@
 """Knowing that there is nothing to do without planning: for the build that is run again and again.
 
 A build that ends well leaves a stamp: the bytes of the recipe files it read (as digests), the fingerprints of its
-sources and of its outputs. When the next build is asked for in the same words and all of that is as it was, its outputs
-are up to date. Anything else, however small, and the build is planned in full: the stamp decides nothing but this.
+sources and of its outputs, the paths where no source was that was found elsewhere. When the next build is asked for in
+the same words and all of that is as it was, its outputs are up to date. Anything else, however small, and the build is
+planned in full: the stamp decides nothing but this.
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ def leave_stamp(asked: Asked, project: Project, plan: Plan, records: Records) ->
     own = [Path(name) for name in project.architectures_named() if name.endswith(".toml")]
     files = [*project.bound.files, *own, *(path for path in user_files().values() if path.is_file())]
     files += foreign_files()
+    finder = project.sources.finder
+    files += [finder.lock_file] if finder.lock_file is not None else []  # sources were found by it
     outputs = []
     for output in plan.outputs:
         at = []
@@ -95,14 +98,15 @@ def leave_stamp(asked: Asked, project: Project, plan: Plan, records: Records) ->
             return  # it may have been edited after it was read
     sources = [
         (os.path.abspath(path), at)  # noqa: PTH100
-        for found in project.known_files()
+        for found in project.sources.known().values()
         for path, at in zip(found.files, found.at, strict=True)
     ]
     if not all(quiet_since(at, Path(path), asked.began_ns) for path, at in sources):
         return  # as above; and then the memo does not trust them either
     recipes = [[os.path.abspath(path), _digest(path)] for path in files]  # noqa: PTH100
     folders = [[os.path.abspath(path), _listed(path)] for path in user_places()]  # noqa: PTH100
-    stamp = {"recipes": recipes, "folders": folders, "sources": sources, "outputs": outputs}
+    absent = [os.path.abspath(path) for path in finder.absent]  # noqa: PTH100
+    stamp = {"recipes": recipes, "folders": folders, "sources": sources, "outputs": outputs, "absent": absent}
     records.put_stamp(asked.digest(project.settings), stamp)
 
 
@@ -113,6 +117,7 @@ def _holds(stamp: Mapping[str, Any]) -> bool:
         return (
             all(_digest(Path(path)) == digest for path, digest in stamp["recipes"])
             and all(_listed(Path(path)) == at for path, at in stamp["folders"])
+            and not any(os.path.lexists(path) for path in stamp["absent"])
             and all(list(fingerprint(Path(path).stat())) == at for path, at in files)
         )
     except (OSError, KeyError, TypeError, ValueError):

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from mergeflow.errors import MergeflowError
+from mergeflow.errors import MergeflowError, UnknownName
 
 CACHE_VARIABLE = "MERGEFLOW_CACHE"
+DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is the machine's business and not the recipe's. `jobs` and `memory` (bytes) None: what there is."""
+    """What is the machine's business and not the recipe's. `jobs`, `memory` and `vram` (bytes) None: what there
+    is. `device`: `auto` is whichever takes least time."""
 
     output_root: Path = field(default_factory=Path.cwd)
     cache: Path | None = None
     memo: Path | None = None
     jobs: int | None = None
     memory: int | None = None
-    device: str = "cpu"
+    vram: int | None = None
+    device: str = "auto"
     force: bool = False
     keep_going: bool = False
     locked: bool = False
+    fetch: bool = False  # whether sources that are not here are downloaded
 
 
 class Tally(NamedTuple):
@@ -70,6 +75,17 @@ class BuildResult:
     @property
     def failed(self) -> bool:
         return any(o.error is not None for o in self.outputs)
+
+
+def check_device(name: str) -> str:
+    """A name as --device takes it: one of DEVICES, or one card by its number.
+
+    Raises:
+        RecipeError: no device is called so.
+    """
+    if name not in DEVICES and not re.fullmatch(r"cuda:[0-9]{1,3}", name):
+        raise UnknownName("device", name, [*DEVICES, "cuda:0"], hint="`mergeflow devices` shows what there is")
+    return name
 
 
 def cache_folder(settings: Settings) -> Path:

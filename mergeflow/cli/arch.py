@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mergeflow.cli import options
+from mergeflow.cli import complete, options
 from mergeflow.cli.text import print_json, table
 from mergeflow.errors import RecipeError
 
@@ -20,7 +20,7 @@ OURS = "mergeflow"
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete.architectures)
 @click.option(
     "--check",
     "file",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,6 +29,13 @@ SCHEMA = "mergeflow/build/1"
 @options.force_option
 @options.recipe_options
 @options.locked_option
+@options.offline_option
+@click.option(
+    "--depfile",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a Makefile's rule of what the outputs are made of.",
+)
 @options.machine_options
 @options.folder_options
 @options.json_option
@@ -35,6 +43,8 @@ SCHEMA = "mergeflow/build/1"
 def command(
     names: tuple[str, ...],
     dry_run: bool,
+    offline: bool,
+    depfile: Path | None,
     as_json: bool,
     params: options.Pairs,
     sources: options.Pairs,
@@ -43,22 +53,27 @@ def command(
     """Make the outputs of RECIPE that are out of date: all of them, or those named.
 
     RECIPE is recipe.yaml when no file that ends in .yaml or .yml is named. What is up to date is left alone; a file
-    that mergeflow did not write, or that was changed since, is not overwritten without --force.
+    that mergeflow did not write, or that was changed since, is not overwritten without --force. Sources that are not on
+    this machine are downloaded, where the recipe or its lock has an address.
     """
+    from mergeflow.build.depfile import is_of
     from mergeflow.build.quick import Asked, unchanged
     from mergeflow.build.settings import BuildResult
 
     began = time.monotonic()
     recipe, outputs = options.find(names)
-    settings = options.settings(**given)
+    settings = options.settings(fetch=not (offline or dry_run), **given)
     asked = Asked(recipe, outputs, dict(params), dict(sources))
-    done = None if dry_run else unchanged(asked, settings)
+    if depfile is not None and not dry_run and not is_of(depfile, asked.digest(settings)):
+        done = None  # what the outputs are made of is known once they are planned
+    else:
+        done = None if dry_run else unchanged(asked, settings)
     with Screen() as screen:
         if done is not None:
             tell(BuildResult(done), screen, began, as_json=as_json)
             return
         with options.load(recipe, screen, settings, params, sources) as project:
-            run(project, outputs, screen, began, dry_run=dry_run, as_json=as_json, asked=asked)
+            run(project, outputs, screen, began, dry_run=dry_run, as_json=as_json, asked=asked, depfile=depfile)
 
 
 def run(
@@ -70,6 +85,7 @@ def run(
     dry_run: bool,
     as_json: bool,
     asked: Asked | None = None,
+    depfile: Path | None = None,
 ) -> None:
     """Build and say what came of it; with `dry_run`, show the plan."""
     if dry_run:
@@ -77,7 +93,12 @@ def run(
 
         show(project.plan(outputs), screen, as_json=as_json)
     else:
-        tell(project.build(outputs, asked=asked), screen, began, as_json=as_json)
+        result = project.build(outputs, asked=asked)
+        if depfile is not None and asked is not None and not result.failed:
+            from mergeflow.build.depfile import write
+
+            write(depfile, project, [output.target for output in result.outputs], asked.digest(project.settings))
+        tell(result, screen, began, as_json=as_json)
 
 
 def tell(result: BuildResult, screen: Screen, began: float, *, as_json: bool) -> None:

@@ -10,6 +10,7 @@ from mergeflow.ir.numbers import decimal
 from mergeflow.plan.account import Account, account, read_once
 from mergeflow.plan.bound import SweepPoint
 from mergeflow.plan.cost import Estimate
+from mergeflow.plan.place import Placement
 from mergeflow.plan.plans import OutputPlan, Plan
 
 
@@ -29,7 +30,11 @@ def describe(plan: Plan, most_steps: int | None = None) -> dict[str, Any]:
         "unused_steps": [name for name in plan.bound.steps if name not in plan.graph],
         "outputs": [_output(plan, output, forms) for output in plan.outputs],
         "passes": [
-            {"outputs": [output.path for output in members], "bytes_read": read_once(plan, members)}
+            {
+                "outputs": [output.path for output in members],
+                "bytes_read": read_once(plan, members),
+                "placement": members[0].placement and placed(members[0].placement, kernels=True),
+            }
             for members in plan.passes()
         ],
         "store": _store(plan),
@@ -139,10 +144,34 @@ def _output(plan: Plan, output: OutputPlan, forms: Forms) -> dict[str, Any]:
         "bytes_read": counts.bytes_read,
         "bytes_kept": counts.bytes_kept + counts.bytes_begun,
         "bytes_written": output.layout.file_size,
-        "placement": placement
-        and {name: getattr(placement, name) for name in ("device", "strategy", "workers", "unit", "tile", "peak")},
+        "placement": placement and placed(placement),
         "warnings": list(output.warnings),
     }
+
+
+def placed(placement: Placement, *, kernels: bool = False) -> dict[str, Any]:
+    """Where a pass runs: `peak` bytes of the machine's memory, `vram` of each of `devices`, `seconds` that it should
+    take, what it is bound by, and the runner-up; with `kernels`, each program by itself."""
+    names = ("device", "strategy", "workers", "unit", "tile", "peak", "devices", "vram")
+    found: dict[str, Any] = {name: getattr(placement, name) for name in names}
+    if (outlook := placement.outlook) is None:
+        return found
+    found |= {"seconds": outlook.seconds, "bound": outlook.bound, "runner_up": outlook.runner_up or None}
+    if kernels:
+        found["kernels"] = [
+            {
+                "kernel": k.title,
+                "tensors": k.tensors,
+                "elements": k.elements,
+                "device": k.device,
+                "strategy": k.strategy,
+                "tile": k.tile,
+                "seconds": k.outlook.seconds,
+                "bound": k.outlook.bound,
+            }
+            for k in outlook.kernels
+        ]
+    return found
 
 
 def kept_files(counts: Account) -> list[dict[str, Any]]:

@@ -80,7 +80,7 @@ def hashes(file: Path, only: str | None, memo: Memo, screen: Screen) -> dict[str
             elif name == "old":
                 values[name] = old_hash(opened)
             else:
-                values[name] = autov3(opened, screen)[:12] if readable else None
+                values[name] = autov3(opened, memo, screen)[:12] if readable else None
     return values
 
 

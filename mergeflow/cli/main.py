@@ -32,15 +32,21 @@ SECTIONS = {
         "hash": "print the digest and the hashes of files",
     },
     "Sharing": {
+        "fetch": "bring a recipe's sources to this machine, and check them",
         "lock": "write down which files the sources are, and what must come out",
         "verify": "read files again and check that they are what they claim",
+        "import": "make a recipe of a merged file, or of another tool's recipe",
+        "export": "write a recipe for mergekit, for A1111's merger, or for people",
     },
     "Reference": {
         "methods": "list merge methods, or show one",
         "arch": "list known architectures, or show one",
+        "devices": "show what merges can be computed on, in how much memory, how fast",
         "schema": "print the JSON Schema of recipes, for editors",
+        "completion": "print the script that completes words in a shell",
     },
 }
+_MODULES = {"import": "import_recipe"}  # where the command's name is no name of a module
 SUMMARIES = {name: summary for section in SECTIONS.values() for name, summary in section.items()}
 
 
@@ -53,7 +59,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in SUMMARIES:
             return None
-        command = import_module(f"mergeflow.cli.{cmd_name}").command
+        command = import_module(f"mergeflow.cli.{_MODULES.get(cmd_name, cmd_name)}").command
         assert isinstance(command, click.Command)
         return command
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--save-recipe", metavar="FILE", type=click.Path(path_type=Path), help="Write the recipe of it as well.")
 @options.dry_run_option
 @options.force_option
+@options.offline_option
 @options.machine_options
 @options.cache_option
 @options.json_option
@@ -40,6 +41,7 @@ def command(
     dtype: str | None,
     save_recipe: Path | None,
     dry_run: bool,
+    offline: bool,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -62,7 +64,7 @@ def command(
     saved = _to_save(save_recipe, expression, texts, path, dtype) if save_recipe else None
     if not given["cache"] and not os.environ.get("MERGEFLOW_CACHE"):
         given["cache"] = Path("cache")
-    settings = options.settings(output_root=root, **given)
+    settings = options.settings(output_root=root, fetch=not (offline or dry_run), **given)
     with Screen() as screen, _in_its_words(), Project(recipe, settings, screen) as project:
         run(project, (), screen, began, dry_run=dry_run, as_json=as_json)
         if save_recipe and saved and not dry_run and not save_recipe.exists():
@@ -98,10 +100,11 @@ def _root(output: Path) -> tuple[Path, str]:
 def _to_save(file: Path, expression: str, texts: dict[str, str], path: str, dtype: str | None) -> Recipe:
     """The recipe as it goes into its own file: sources relative to its folder. Refused before any work is done."""
     from mergeflow.recipe import from_command
+    from mergeflow.recipe.origins import scheme_of
     from mergeflow.recipe.tokens import is_number
 
     def from_there(text: str) -> str:
-        if is_number(text) or Path(text).is_absolute():
+        if is_number(text) or scheme_of(text) or Path(text).is_absolute():
             return text
         try:
             return Path(os.path.relpath(text, file.parent)).as_posix()

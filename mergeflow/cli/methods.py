@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mergeflow.cli import options
+from mergeflow.cli import complete, options
 from mergeflow.cli.text import print_json, table
+from mergeflow.errors import MergeflowError
 
 if TYPE_CHECKING:
     from mergeflow.ir.kernels import Kernel
@@ -25,35 +26,55 @@ _TAKES = {
 _ACCESS = {
     "elementwise": "value by value",
     "two_phase": "goes through a tensor before it computes a value of it",
+    "tensor": "on whole tensors, in memory",
 }
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete.methods)
 @options.json_option
 @options.debug_option
 def command(name: str | None, as_json: bool) -> None:
     """List the merge methods, or show NAME, which may be of an installed plugin."""
-    from mergeflow.methods.registry import built_in, find
+    from mergeflow.methods.registry import built_in, find, of_plugins
 
-    methods = [find(name)] if name else list(built_in().values())
+    if name:
+        method = find(name)
+        if as_json:
+            print_json(SCHEMA, methods=[_entry(method)])
+        else:
+            click.echo("\n".join(page(method)))
+        return
+    methods, plugins = built_in(), list(of_plugins())
     if as_json:
-        print_json(SCHEMA, methods=[_entry(method) for method in methods])
-    elif name:
-        click.echo("\n".join(_page(methods[0])))
-    else:
-        for method in methods:
-            click.echo(f"{method.signature}\n    {method.formula}")
+        found = [entry for _, entry in plugins if not isinstance(entry, MergeflowError)]
+        wrong = [{"name": key, "error": str(entry)} for key, entry in plugins if isinstance(entry, MergeflowError)]
+        print_json(SCHEMA, methods=[_entry(method) for method in (*methods.values(), *found)], errors=wrong)
+        return
+    lines = [(key, method.formula) for key, method in methods.items()]
+    lines += [(key, _offered(method)) for key, method in plugins]
+    width = max(len(key) for key, _ in lines)
+    click.echo("\n".join(f"{key:{width}}  {text}" for key, text in lines))
+
+
+def _offered(found: Method | MergeflowError) -> str:
+    from mergeflow.methods.registry import origin_of
+
+    return found.message if isinstance(found, MergeflowError) else f"{found.formula} ({origin_of(found)})"
 
 
 def _entry(method: Method) -> dict[str, Any]:
+    from mergeflow.methods.registry import origin_of
+
     return {
         "name": method.name,
+        "from": origin_of(method),
         "signature": method.signature,
         "formula": method.formula,
         "tier": method.tier,
         "parameters": [_parameter(p) for p in method.parameters],
         "kernels": [{"name": k.name, "version": k.version, "access": k.access} for k in method.kernels],
+        "examples": list(method.examples),
         "doc": method.doc,
     }
 
@@ -73,7 +94,8 @@ def _takes(p: Parameter) -> str:
     return _TAKES[p.kind]
 
 
-def _page(method: Method) -> Iterator[str]:
+def page(method: Method) -> Iterator[str]:
+    """Its signature, documentation, parameters, what it is made of and how reproducible it is."""
     yield from (method.signature, "", method.doc, "")
     yield from table((p.name, _takes(p), "" if p.required else f"{p.shown} unless given") for p in method.parameters)
     yield ""

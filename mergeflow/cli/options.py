@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from mergeflow.cli import complete
 from mergeflow.events import Reporter
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def _apply(options: Sequence[Callable[[F], F]], function: F) -> F:
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 debug_option = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 locked_option = click.option("--locked", is_flag=True, help="Refuse sources and results that differ from the lock.")
-recipe_argument = click.argument("names", nargs=-1, metavar="[RECIPE] [OUTPUT]...")
+offline_option = click.option("--offline", is_flag=True, help="Download nothing; say what is missing.")
+recipe_argument = click.argument("names", nargs=-1, metavar="[RECIPE] [OUTPUT]...", shell_complete=complete.outputs)
 force_option = click.option("--force", is_flag=True, help="Build what is up to date, overwrite what is not ours.")
 dry_run_option = click.option("-n", "--dry-run", is_flag=True, help="Print the plan, build nothing.")
 
@@ -52,13 +54,21 @@ dry_run_option = click.option("-n", "--dry-run", is_flag=True, help="Print the p
 def recipe_options(function: F) -> F:
     """What changes the recipe: --set and --source."""
     options = (
-        click.option("--set", "params", multiple=True, type=Pair(), help="Set a param: m=0.25, k.unet=0.5."),
+        click.option(
+            "--set",
+            "params",
+            multiple=True,
+            type=Pair(),
+            shell_complete=complete.params,
+            help="Set a param: m=0.25, k.unet=0.5.",
+        ),
         click.option(
             "--source",
             "sources",
             multiple=True,
             type=Pair(),
             metavar="NAME=PATH",
+            shell_complete=complete.sources,
             help="Use another file; relative to the current folder.",
         ),
     )
@@ -84,16 +94,19 @@ def folder_options(function: F) -> F:
 
 
 def machine_options(function: F) -> F:
-    """What is the machine's business: --jobs, --device, --memory."""
+    """What is the machine's business: --jobs, --device, --memory, --vram."""
     options = (
         click.option("-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="Threads. [default: all cores]"),
         click.option(
             "--device",
-            type=click.Choice(["auto", "cpu"]),
+            metavar="DEVICE",
             default="auto",
-            help="Where to compute; auto is cpu in this version.",
+            help="Where to compute: cpu, cuda (all cards), cuda:1, mps. [default: auto, which takes the least time]",
         ),
         click.option("--memory", metavar="AMOUNT", help="Most memory to use, as 4GB. [default: half of what is free]"),
+        click.option(
+            "--vram", metavar="AMOUNT", help="Most memory to use of each accelerator. [default: 80 % of what is free]"
+        ),
     )
     return _apply(options, function)
 
@@ -103,24 +116,28 @@ def settings(
     output_root: Path | None = None,
     cache: Path | None = None,
     locked: bool = False,
+    fetch: bool = False,
     jobs: int | None = None,
     device: str = "auto",
     memory: str | None = None,
+    vram: str | None = None,
     force: bool = False,
     keep_going: bool = False,
 ) -> Settings:
     """Options of the command line as settings of a run."""
-    from mergeflow.build.settings import Settings
+    from mergeflow.build.settings import Settings, check_device
 
     return Settings(
         output_root=output_root or Path.cwd(),
         cache=cache,
         jobs=jobs,
         memory=_bytes(memory) if memory else None,
-        device="cpu" if device == "auto" else device,
+        vram=_bytes(vram) if vram else None,
+        device=check_device(device),
         force=force,
         keep_going=keep_going,
         locked=locked,
+        fetch=fetch,
     )
 
 

@@ -12,7 +12,7 @@ import click
 
 from mergeflow.cli import options
 from mergeflow.cli.report import Screen
-from mergeflow.cli.text import kept_file, listed, plural, print_json, table
+from mergeflow.cli.text import kept_file, listed, plural, print_json, seconds, table
 from mergeflow.tensors import human_bytes
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ OUTPUTS = 20  # of one entry with sweeps
 FORMS = 4
 SWEPT = 8  # values of a sweep
 TOGETHER = 3  # other outputs of a pass
+KERNELS = 6  # of a pass
 KEPT = 3  # files of earlier builds
 HOW = ("computed", "cast", "copied", "kept", "zero", "set")
 BLOCK_LINE = 76  # characters of a line of blocks
@@ -148,14 +149,17 @@ def _outputs(data: dict[str, Any], most: int | None) -> Iterator[str]:
     seen: Counter[str] = Counter()
     told: set[str] = set()  # of which templates
     alone = {output["path"]: output["bytes_read"] for output in data["outputs"]}
-    shared = {made["outputs"][0]: made for made in data["passes"] if len(made["outputs"]) > 1}
+    passes = {made["outputs"][0]: made for made in data["passes"]}
     for output in data["outputs"]:
         template = output["template"]
         seen[template] += 1
         if most is None or seen[template] <= most:
             yield from _output(output, brief=template in told)
             told |= {template} if output["build"] else set()
-            if made := shared.get(output["path"]):
+            made = passes.get(output["path"])
+            if made is not None:
+                yield from _kernels(made)
+            if made is not None and len(made["outputs"]) > 1:
                 first, *others = made["outputs"]
                 read, apart = human_bytes(made["bytes_read"]), human_bytes(sum(alone[o] for o in (first, *others)))
                 yield f"         in one pass with {listed(others, TOGETHER)}: reads {read} once, apart {apart}"
@@ -214,12 +218,35 @@ def _how(output: dict[str, Any]) -> Iterator[str]:
     read = human_bytes(output["bytes_read"]) + _kept_bytes([output])
     sizes = f"writes {human_bytes(output['bytes_written'])}, reads {read}"
     yield f"         {', '.join(output['dtypes'])}; {sizes}"
-    place = output["placement"]
-    tile = f"{place['strategy']}s of {place['tile'] // 1024:,} Ki elements"
+    yield from (f"         {line}" for line in _where(output["placement"]))
+
+
+def _where(place: dict[str, Any]) -> Iterator[str]:
+    """The device and how it is used; how long it should take, what bounds it, and what the runner-up is."""
+    how = "" if place["strategy"] == "tile" else f"{place['strategy']}, "
+    vram = f" and {human_bytes(place['vram'])} of each device's" if place["vram"] else ""
     yield (
-        f"         on {place['device']}: {plural(place['workers'], 'worker')}, {tile}, "
-        f"at most {human_bytes(place['peak'])} of memory"
+        f"on {place['device']}: {plural(place['workers'], 'worker')}, {how}tiles of {place['tile'] // 1024:,} Ki "
+        f"elements, at most {human_bytes(place['peak'])} of memory{vram}"
     )
+    if "bound" in place:
+        other = f"; {place['runner_up']}" if place["runner_up"] else ""
+        yield f"about {_briefly(place['seconds'])}, bound by {place['bound']}{other}"
+
+
+def _briefly(time: float) -> str:
+    return f"{time * 1000:.0f} ms" if time < 0.0995 else seconds(time)
+
+
+def _kernels(made: dict[str, Any]) -> Iterator[str]:
+    """Each program of a pass, where there are several."""
+    kernels = made["placement"].get("kernels", [])
+    for k in kernels[:KERNELS] if len(kernels) > 1 else ():
+        how = f"{k['device']}, {k['strategy']}, tiles of {k['tile'] // 1024:,} Ki"
+        what = f"{k['kernel']} ({plural(k['tensors'], 'tensor')})"
+        yield f"         - {what}: {how}, {_briefly(k['seconds'])}, bound by {k['bound']}"
+    if len(kernels) > KERNELS:
+        yield f"         - … and {len(kernels) - KERNELS:,} more kernels"
 
 
 def _counted(output: dict[str, Any]) -> str:

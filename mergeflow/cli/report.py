@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Self
 import click
 
 from mergeflow.cli.text import paint, seconds
-from mergeflow.events import Event, OutputDone, PhaseEnded, PhaseStarted, Progressed, Warned
+from mergeflow.events import Event, Noted, OutputDone, PhaseEnded, PhaseStarted, Progressed, Warned
 from mergeflow.tensors import human_bytes
 
 if TYPE_CHECKING:
     from mergeflow.cli.live import Line
 
 WORTH_A_LINE = 32_000_000  # bytes: what takes less is over before it could be read
-_DONE = {"hashing": "hashed", "merging": "built"}
+_DONE = {"hashing": "hashed", "fetching": "fetched", "merging": "built"}
 
 
 class Screen:
@@ -49,6 +49,8 @@ class Screen:
             self._end(event)
         elif isinstance(event, OutputDone) and event.built:
             self._finished("built", event.nbytes, self._took, f"{event.path}: {event.reason}")
+        elif isinstance(event, Noted):
+            self.say(f"  {event.message}")
         elif isinstance(event, Warned):
             self.warn(event.message)
 

@@ -14,7 +14,8 @@ from typing import final
 import numpy as np
 import torch
 
-from mergeflow.executor.device import Bytes, Device, Room, Worker, allocate
+from mergeflow.events import Reporter, silent
+from mergeflow.executor.device import Buffers, Bytes, Device, Room, Worker, buffers
 from mergeflow.formats.scan import e4m3_table
 from mergeflow.plan.place import Placement, tile_for
 from mergeflow.plan.program import Op, Program
@@ -57,11 +58,10 @@ class _Sum:
 
 @final
 class CpuWorker(Worker):
-    def __init__(self, placement: Placement, room: Room) -> None:
+    def __init__(self, placement: Placement, room: Room, own: Buffers | None = None) -> None:
         torch.set_num_threads(1)  # per thread: each worker is one core
         self._placement = placement
-        self._slots = [allocate(n) for n in room.slots]
-        self.out = allocate(room.out)
+        self._slots, self.out = own or buffers(room)
         self._scratch: dict[tuple[str, DType], torch.Tensor] = {}
         self._views: dict[tuple[int, DType, int], Views] = {}
         self._compiled: dict[tuple[Program, tuple[int, ...]], tuple[int, list[_Sum]]] = {}
@@ -148,7 +148,7 @@ class CpuWorker(Worker):
 class CpuDevice(Device):
     name = "cpu"
 
-    def worker(self, placement: Placement, room: Room) -> Worker:
+    def worker(self, placement: Placement, room: Room, report: Reporter = silent) -> Worker:
         return CpuWorker(placement, room)
 
 

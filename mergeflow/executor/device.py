@@ -4,20 +4,28 @@ A worker is used by one thread. The loop fills slots, calls `run` for each progr
 takes the result out of `out`. The contract, which one suite of tests holds every device to:
 
 - `slot(i)` and `out` are byte buffers of the sizes that were asked for, and stay the same objects;
+- whoever has written into slots calls `filled()` before the next `run`: devices with a memory of their own copy a slot
+  there once, however many programs take it;
 - `run(program, slots, n)` reads the first n elements of `slot(slots[i])` as the program's input i, and writes exactly
   the first n elements of `out`;
-- it may be called with any program of the plan, in any order, and keeps nothing from one call to the next.
+- it may be called with any program of the plan, in any order, and keeps nothing of results from one call to the next;
+- `close` gives back what the worker holds; nothing is called after it.
+
+A device that runs out of memory goes on with less of it, and in the end on the CPU, with one warning; it gives up only
+when it is gone (`DeviceLost`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from mergeflow.errors import ResourceError
+from mergeflow.events import Reporter, silent
 from mergeflow.plan.place import Placement
 from mergeflow.plan.program import Program
 
@@ -31,6 +39,21 @@ class Room(NamedTuple):
     out: int
 
 
+class Buffers(NamedTuple):
+    """What a worker reads into and writes from, in the machine's own memory."""
+
+    slots: tuple[Bytes, ...]
+    out: Bytes
+
+
+class DeviceFull(Exception):
+    """A device has no memory left; caught by its worker, which goes on with less."""
+
+
+class DeviceLost(ResourceError):
+    """A device stopped answering in the middle of a build."""
+
+
 class Worker(ABC):
     """Buffers and compute for one thread."""
 
@@ -40,6 +63,9 @@ class Worker(ABC):
     def slot(self, i: int) -> Bytes:
         """The buffer number i that inputs are read into."""
 
+    def filled(self) -> None:  # noqa: B027  # most devices read the slots where they are
+        """Slots have been written into since the last `run`."""
+
     @abstractmethod
     def run(self, program: Program, slots: Sequence[int], elements: int) -> None:
         """Compute the first `elements` of the output from the buffers of the inputs."""
@@ -48,6 +74,9 @@ class Worker(ABC):
     def lost_before_rounding(self, program: Program, slots: Sequence[int], elements: int) -> int:
         """How many of the results were already not finite before the last rounding; called only when some are."""
 
+    def close(self) -> None:  # noqa: B027  # memory of the process goes with the object
+        """Give back what the worker holds of its device."""
+
 
 class Device(ABC):
     """A kind of machine that runs programs."""
@@ -55,8 +84,9 @@ class Device(ABC):
     name: str
 
     @abstractmethod
-    def worker(self, placement: Placement, room: Room) -> Worker:
-        """Buffers for one thread, large enough for any unit of the plan."""
+    def worker(self, placement: Placement, room: Room, report: Reporter = silent) -> Worker:
+        """Buffers for one thread, large enough for any unit of the plan. `report` is told once of what goes wrong and
+        can be worked around."""
 
 
 def allocate(nbytes: int) -> Bytes:
@@ -65,3 +95,8 @@ def allocate(nbytes: int) -> Bytes:
     raw: npt.NDArray[Any] = np.empty(nbytes + page, np.uint8)
     skip = -raw.ctypes.data % page
     return raw[skip : skip + nbytes]
+
+
+def buffers(room: Room, new: Callable[[int], Bytes] = allocate) -> Buffers:
+    """The buffers of a worker."""
+    return Buffers(tuple([new(n) for n in room.slots]), new(room.out))

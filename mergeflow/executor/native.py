@@ -6,26 +6,21 @@ is there. Where it could not be compiled, cpu.py does the work.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from typing import final
 
+from mergeflow.events import Reporter, silent
 from mergeflow.executor import _sums
-from mergeflow.executor.device import Bytes, Device, Room, Worker, allocate
+from mergeflow.executor.device import Buffers, Bytes, Device, Room, Worker, buffers
+from mergeflow.executor.packing import pack_program
 from mergeflow.plan.place import Placement
 from mergeflow.plan.program import Program
-from mergeflow.tensors import DType
-
-_NUMBER = {dtype: i for i, dtype in enumerate(
-    (DType.F64, DType.F32, DType.F16, DType.BF16, DType.F8_E4M3, DType.F8_E5M2)
-)}  # fmt: skip
 
 
 @final
 class NativeWorker(Worker):
-    def __init__(self, room: Room) -> None:
-        self._slots = [allocate(n) for n in room.slots]
-        self.out = allocate(room.out)
+    def __init__(self, room: Room, own: Buffers | None = None) -> None:
+        self._slots, self.out = own or buffers(room)
         self._packed: dict[Program, bytes] = {}
 
     def slot(self, i: int) -> Bytes:
@@ -40,7 +35,7 @@ class NativeWorker(Worker):
     def _pack(self, program: Program) -> bytes:
         packed = self._packed.get(program)
         if packed is None:
-            packed = self._packed[program] = pack(program)
+            packed = self._packed[program] = pack_program(program)
         return packed
 
 
@@ -48,17 +43,6 @@ class NativeWorker(Worker):
 class NativeDevice(Device):
     name = "cpu"
 
-    def worker(self, placement: Placement, room: Room) -> Worker:
-        del placement  # its tiles are torch's; here a tile is what the first-level cache holds
+    def worker(self, placement: Placement, room: Room, report: Reporter = silent) -> Worker:
+        del placement, report  # its tiles are torch's; here a tile is what the first-level cache holds
         return NativeWorker(room)
-
-
-def pack(program: Program) -> bytes:
-    """A program as the extension reads it; the layout is described there."""
-    dtypes = list(program.inputs)
-    parts = [struct.pack("=ii", len(program.ops), 0)]
-    for op in program.ops:
-        parts.append(struct.pack("=iiiid", _NUMBER[op.compute], _NUMBER[op.to], len(op.terms), 0, float(op.divisor)))
-        parts += [struct.pack("=iid", operand, _NUMBER[dtypes[operand]], float(share)) for share, operand in op.terms]
-        dtypes.append(op.to)
-    return b"".join(parts)

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
-from mergeflow.executor.device import Bytes, Device, Room, Worker, allocate
+from mergeflow.events import Reporter, silent
+from mergeflow.executor.device import Bytes, Device, Room, Worker, buffers
 from mergeflow.plan.place import Placement
 from mergeflow.plan.program import Program
 
@@ -14,8 +15,7 @@ from mergeflow.plan.program import Program
 @final
 class NullWorker(Worker):
     def __init__(self, room: Room) -> None:
-        self._slots = [allocate(n) for n in room.slots]
-        self.out = allocate(room.out)
+        self._slots, self.out = buffers(room)
 
     def slot(self, i: int) -> Bytes:
         return self._slots[i]
@@ -31,5 +31,5 @@ class NullWorker(Worker):
 class NullDevice(Device):
     name = "null"
 
-    def worker(self, placement: Placement, room: Room) -> Worker:
+    def worker(self, placement: Placement, room: Room, report: Reporter = silent) -> Worker:
         return NullWorker(room)

@@ -9,14 +9,15 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mergeflow.errors import IntegrityError
 from mergeflow.events import Progressed, Reporter
 from mergeflow.executor.device import Bytes, Device, Room, Worker
+from mergeflow.executor.making import Makers
 from mergeflow.executor.nonfinite import make_canonical
+from mergeflow.executor.whole import Gate
 from mergeflow.executor.wide import run_wide
 from mergeflow.formats.blocks import Block
 from mergeflow.formats.files import Fingerprint
@@ -29,10 +30,8 @@ from mergeflow.plan.plans import OutputPlan, Plan
 from mergeflow.plan.program import CONSTANT, COPY, ZERO, Program, TensorWork
 from mergeflow.plan.stored import ObjectPlan
 from mergeflow.plan.units import Part, Unit, largest_part, slot_sizes
+from mergeflow.plan.whole import whole_bytes
 from mergeflow.store.objects import Writing
-
-if TYPE_CHECKING:
-    from mergeflow.executor.stages import Stages
 
 
 @dataclass(slots=True)
@@ -75,14 +74,19 @@ def make(
     jobs, units = plan.work(outputs, only)
     room = Room(tuple(slot_sizes(units)), max(largest_part(units), 1))
 
+    workers: list[Worker] = []
+    gate = Gate(placement.whole)
+
     def start() -> Callable[[Unit | Job], None]:
-        worker = device.worker(placement, room)
-        stages: list[Stages] = []  # made when there is a job
+        worker = device.worker(placement, room, report)
+        workers.append(worker)
+        makers: list[Makers] = []  # made when there is a job
 
         def do(unit: Unit | Job) -> None:
             if isinstance(unit, Job):
-                stages[:] = stages or [_stages(plan, placement.keep)]
-                run_job(unit, stages[0], files, sinks[unit.output], report)
+                makers[:] = makers or [Makers(plan.staged, placement.keep)]
+                with gate.admitted(whole_bytes(plan.staged[unit.staged], unit.shape)):
+                    run_job(unit, makers[0], files, sinks[unit.output], report)
                 return
             run_unit(unit, worker, plan.programs, files, sinks)
             report(Progressed(sum(part.block.nbytes for part in unit.parts)))
@@ -90,7 +94,11 @@ def make(
         return do
 
     work: list[Unit | Job] = [*jobs, *units]
-    drain(Queue(work), start, placement.workers)
+    try:
+        drain(Queue(work), start, placement.workers)
+    finally:
+        for worker in workers:
+            worker.close()
 
 
 def run_unit(
@@ -102,6 +110,7 @@ def run_unit(
         return
     for slot, source, offset, nbytes, at in unit.reads:
         files[source].read_into(worker.slot(slot)[at : at + nbytes].data, offset)
+    worker.filled()
     for part in unit.parts:
         sink = sinks[part.output]
         data = _made(part, worker, programs, unit.elements)
@@ -113,15 +122,9 @@ def run_unit(
         sink.put(data, part.block)
 
 
-def _stages(plan: Plan, keep: int) -> Stages:
-    from mergeflow.executor.stages import Stages  # imports torch, which sums do without
-
-    return Stages(plan.staged, keep)
-
-
-def run_job(job: Job, stages: Stages, files: Mapping[int, ReadFiles], sink: Sink, report: Reporter) -> None:
+def run_job(job: Job, makers: Makers, files: Mapping[int, ReadFiles], sink: Sink, report: Reporter) -> None:
     """A tensor with kernels in its program, from its first pass to its last piece."""
-    tensor = stages.run(job, files)
+    tensor = makers.run(job, files)
     for piece in tensor.pieces():
         lost = sink.scan.add(piece.data, piece.block)
         if lost:

@@ -8,7 +8,6 @@ kernels measure tiles of a fixed length, and everything else is done element by 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 
 from mergeflow.executor.cpu import TORCH, store
 from mergeflow.executor.device import Bytes, allocate
-from mergeflow.formats.blocks import Block
+from mergeflow.executor.pieces import Piece
 from mergeflow.formats.many import ReadFiles
 from mergeflow.formats.scan import e4m3_table
 from mergeflow.methods.kernels import GRID, Given, formula
@@ -26,16 +25,6 @@ from mergeflow.tensors import DType
 
 _E4M3 = torch.from_numpy(e4m3_table())
 Source = tuple[ReadFiles, int] | Bytes  # a file and where the tensor begins in it; or the tensor's bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A stretch of the result, in a buffer that the next one is made in, too."""
-
-    data: Bytes
-    block: Block
-    begin: int
-    elements: int
 
 
 class Stages:

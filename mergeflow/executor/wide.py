@@ -50,6 +50,7 @@ def _through(worker: Worker, program: Program, inputs: list[Bytes], total: int, 
         n = min(step, total - begin)
         for i, dtype in enumerate(program.inputs):
             worker.slot(i)[: n * dtype.size] = inputs[i][begin * dtype.size : (begin + n) * dtype.size]
+        worker.filled()
         worker.run(program, slots, n)
         piece = result[begin * program.out.size : (begin + n) * program.out.size]
         piece[:] = worker.out[: n * program.out.size]

@@ -8,13 +8,16 @@ from itertools import zip_longest
 
 from mergeflow.digest import CHUNK
 from mergeflow.errors import ResourceError
-from mergeflow.plan.jobs import room
-from mergeflow.plan.program import Program, Staged, TensorWork
+from mergeflow.plan.jobs import measured, room
+from mergeflow.plan.outlook import Outlook
+from mergeflow.plan.program import STAGED, Program, Staged, TensorWork
+from mergeflow.plan.whole import Largest, largest
 from mergeflow.tensors import DType, human_bytes
 
 UNIT = 2 * CHUNK  # of output; larger buffers leave the cache, smaller ones cost system calls
 TILE, TILE_F64 = 128 * 1024, 32 * 1024  # elements: small enough for the cache, large enough to make calls rare
 KEEP = 160_000_000  # bytes of operands that a worker keeps for kernels, at most: with more the cache does not gain
+TILES, TWO_PHASE, TENSOR, RESIDENT, STREAMED = "tile", "two-phase", "tensor", "resident", "streamed"
 FLOOR = 180_000_000  # the interpreter with torch, before any buffer
 
 
@@ -31,19 +34,30 @@ class Footprint:
     bytes_written: int
     jobs: int = 0  # what tensors with kernels take, and what they could keep besides
     keepable: int = 0
+    whole: Largest = Largest()  # noqa: RUF009  # immutable
+    measured: bool = False  # whether kernels have to know whole tensors first
+    outputs: int = 1  # that are made of the same slots
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What the machine lets us use: bytes of memory (all of the process), usable cores."""
+    """What the machine lets us use: bytes of memory (all of the process), usable cores, and bytes of each accelerator's
+    memory where that was asked for (else a share of what is free there). `limit`: what `memory` is all of, where asking
+    for more would not help."""
 
     memory: int
     cores: int
+    vram: int | None = None
+    limit: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """`tile` and `tile_f64` count elements, `unit` bytes of output, `peak` is the predicted anonymous memory."""
+    """`tile` and `tile_f64` count elements, `unit` bytes of output, `peak` is the predicted anonymous memory.
+
+    Strategies: `tile` by tile; `two-phase`, where kernels first go through whole tensors; `tensor`, where some are held
+    whole; on accelerators `streamed` through their memory, or `resident`, where several outputs are made of inputs that
+    are copied there once."""
 
     device: str
     strategy: str
@@ -54,6 +68,10 @@ class Placement:
     peak: int
     reason: str
     keep: int = 0  # bytes of operands that a worker may keep between the passes of a job
+    whole: int = 0  # bytes for tensors that are computed whole, of all workers together
+    devices: int = 1  # accelerators that the workers take turns at
+    vram: int = 0  # predicted bytes on each of them
+    outlook: Outlook | None = None  # how long it takes, where that was asked
 
 
 def footprint(
@@ -67,7 +85,13 @@ def footprint(
     smallest = min((w.dtype.size for w in works if w.program >= 0), default=output)
     wide = max((w.nbytes * (len(w.reads) + 2) * 4 for w in works if w.wide is not None), default=0)
     inputs = min(sum(_columns(programs, output) for output in outputs), _by_source(programs, works))
-    return Footprint(inputs, output, smallest, registers, wide, sum(w.nbytes for w in works), *room(staged, works))
+    buffers, keepable = room(staged, works)
+    whole = largest(staged, works)
+    written = sum(w.nbytes for w in works)
+    two_phase = any(measured(staged[n]) for n in {w.staged for w in works if w.program == STAGED})
+    return Footprint(
+        inputs, output, smallest, registers, wide, written, buffers, keepable, whole, two_phase, len(outputs)
+    )
 
 
 def _columns(programs: Sequence[Program], works: Sequence[TensorWork]) -> int:
@@ -108,18 +132,30 @@ def place(need: Footprint, budget: Budget, *, device: str = "cpu", workers: int 
         wanted = 1  # a second thread costs more than it does on so little
     for unit in (UNIT, CHUNK):
         for n in range(wanted, 0, -1):
-            peak = FLOOR + n * _per_worker(need, unit)
+            peak = FLOOR + n * _per_worker(need, unit) + need.whole.nbytes
             if peak <= budget.memory:
                 keep = min(KEEP, need.keepable, (budget.memory - peak) // n)
                 reason = f"{n} workers × {human_bytes(_per_worker(need, unit) + keep)}"
-                return Placement(device, "tile", n, unit, TILE, TILE_F64, peak + n * keep, reason, keep)
+                more = min((n - 1) * need.whole.nbytes, budget.memory - peak - n * keep)
+                peak, whole = peak + n * keep + more, need.whole.nbytes + more
+                return Placement(device, _strategy(need), n, unit, TILE, TILE_F64, peak, reason, keep, whole)
             if unit == UNIT and n * 2 <= wanted:
                 break  # half the units before less than half the workers
-    least = FLOOR + _per_worker(need, CHUNK)
+    least = FLOOR + _per_worker(need, CHUNK) + need.whole.nbytes
+    most = need.whole
+    part = f" ({human_bytes(most.nbytes)} of it for {most.kernel} of {most.tensor})" if most.nbytes else ""
     raise ResourceError(
-        f"this merge needs {human_bytes(least)} of memory, the budget is {human_bytes(budget.memory)}",
-        hint=f"--memory {-(-least // 1_000_000)}MB would do",
+        f"this merge needs {human_bytes(least)} of memory{part}, the budget is {human_bytes(max(0, budget.memory))}",
+        hint=f"--memory {-(-least // 1_000_000)}MB would do"
+        if not budget.limit
+        else f"it is what {budget.limit} leaves: {human_bytes(least - budget.memory)} more would do",
     )
+
+
+def _strategy(need: Footprint) -> str:
+    if need.whole.nbytes:
+        return TENSOR
+    return TWO_PHASE if need.measured else TILES
 
 
 def _per_worker(need: Footprint, unit: int) -> int:

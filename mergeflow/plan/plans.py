@@ -11,10 +11,12 @@ import networkx as nx
 from mergeflow.formats.layout import Layout
 from mergeflow.plan.bound import Bound
 from mergeflow.plan.cost import Rates
+from mergeflow.plan.devices import DeviceChoice
 from mergeflow.plan.explain import Found, Snapshot
 from mergeflow.plan.jobs import Job, jobs
 from mergeflow.plan.kept import Check, Kept, KeptFile, nothing
 from mergeflow.plan.originals import Originals
+from mergeflow.plan.outlook import Machine
 from mergeflow.plan.place import Budget, Placement
 from mergeflow.plan.program import Program, Staged, TensorWork
 from mergeflow.plan.resolve import Facts, Resolved
@@ -103,7 +105,8 @@ class Plan:
 class Request:
     """How the planner was asked. `targets`: the output file of each wanted output; `found` looks at one. `originals`
     tells of the sources' files what outputs with `metadata_for:` say. `kept` looks for tensors, by their keys, in
-    outputs that earlier builds have left, `storing` in the store."""
+    outputs that earlier builds have left, `storing` in the store. `machine` tells how fast things are, and what
+    accelerators there are; it is asked when something is to be placed."""
 
     targets: Mapping[str, Path]
     found: Callable[[OutputPlan], Found]
@@ -114,3 +117,8 @@ class Request:
     originals: Originals = field(default_factory=Originals)
     kept: Callable[[Collection[str]], Mapping[str, Kept]] = nothing
     storing: Storing = field(default_factory=Storing)
+    machine: Callable[[], Machine] = Machine
+
+    @property
+    def choice(self) -> DeviceChoice:
+        return DeviceChoice(self.device, self.workers, self.machine)

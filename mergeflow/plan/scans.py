@@ -11,17 +11,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mergeflow.errors import ResourceError
+from mergeflow.plan.devices import DeviceChoice, choose, with_kernels
+from mergeflow.plan.outlook import loads, together
 from mergeflow.plan.place import Budget, Footprint, Placement, footprint, place
 from mergeflow.plan.program import Program, Staged, TensorWork
 
 
 @dataclass(slots=True)
 class Scan:
-    """One pass: the numbers of its outputs, what they read, and where it runs."""
+    """One pass: the numbers of its outputs, what they read and need, and where it runs."""
 
     members: list[int]
     works: list[Sequence[TensorWork]]
     sources: frozenset[int]
+    need: Footprint
     placement: Placement
 
 
@@ -31,34 +34,41 @@ def scans(
     budget: Budget,
     staged: Sequence[Staged] = (),
     *,
-    device: str,
-    workers: int | None,
+    choice: DeviceChoice,
 ) -> list[Scan]:
-    """The passes over `outputs`, each with its number and its works.
+    """The passes over `outputs`, each with its number and its works. They are put together by what fits on the CPU;
+    then each is given its device.
 
     Raises:
         ResourceError: an output that does not fit into memory even alone.
     """
+    workers = choice.workers
     passes: list[Scan] = []
     for number, works in outputs:
         sources = frozenset(source for work in works for source, _ in work.reads)
-        alone = place(footprint(programs, [works], staged), budget, device=device, workers=workers)
+        own = footprint(programs, [works], staged)
+        alone = place(own, budget, workers=workers)
         for scan in passes:
-            together = [*scan.works, works]
+            both = [*scan.works, works]
             shared = bool(sources & scan.sources)
-            joint = _joint(footprint(programs, together, staged), budget, device, workers) if shared else None
+            need = footprint(programs, both, staged) if shared else own
+            joint = _joint(need, budget, workers) if shared else None
             if joint is not None and _as_good(joint, scan.placement) and _as_good(joint, alone):
                 scan.members.append(number)
-                scan.works, scan.sources, scan.placement = together, scan.sources | sources, joint
+                scan.works, scan.sources = both, scan.sources | sources
+                scan.need, scan.placement = need, joint
                 break
         else:
-            passes.append(Scan([number], [works], sources, alone))
+            passes.append(Scan([number], [works], sources, own, alone))
+    for scan in passes:
+        parts = loads([work for works in scan.works for work in works], programs, staged)
+        scan.placement = with_kernels(choose(scan.need, together(parts), budget, choice), parts, choice)
     return passes
 
 
-def _joint(need: Footprint, budget: Budget, device: str, workers: int | None) -> Placement | None:
+def _joint(need: Footprint, budget: Budget, workers: int | None) -> Placement | None:
     try:
-        return place(need, budget, device=device, workers=workers)
+        return place(need, budget, workers=workers)
     except ResourceError:
         return None
 

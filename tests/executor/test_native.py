@@ -14,8 +14,9 @@ from mergeflow.digest import CHUNK
 from mergeflow.executor import _sums
 from mergeflow.executor.cpu import CpuDevice
 from mergeflow.executor.device import Room
-from mergeflow.executor.native import NativeDevice, pack
+from mergeflow.executor.native import NativeDevice
 from mergeflow.executor.nonfinite import make_canonical
+from mergeflow.executor.packing import pack_program as pack
 from mergeflow.plan.place import Placement
 from mergeflow.plan.program import Op, Program
 from mergeflow.tensors import DType

@@ -224,7 +224,7 @@ def test_what_a_file_says_of_itself_is_true_and_without_names(tmp_path: Path, mo
     assert (terms, graph["forms"][graph["form"]]["over"]) == ([-3, 3, 10], "10")
     assert "models" not in said["mergeflow"]
     with project(tmp_path, RECIPE) as p:
-        digests = {p.identified(i).model for i in range(3)}
+        digests = {p.sources.identified(i).model for i in range(3)}
         assert {name for _, name in graph["forms"][graph["form"]]["terms"]} == digests
         assert said["mergeflow.digest"] == next(
             r.model for path in p.records.paths() if path.name == "f16.safetensors" and (r := p.records.find(path))

@@ -65,7 +65,9 @@ def test_a_method_of_ones_own(tmp_path: Path, plugin: Path, monkeypatch: pytest.
     text = recipe("plugin_square(a - o)", "o a ", dtype="float64")
     before = {w.name: w.key for w in plan(tmp_path / "x", text).outputs[0].works}
     monkeypatch.setattr(kernels, "_formulas", {k: v for k, v in kernels._formulas.items() if k != "plugin_square"})
-    monkeypatch.setattr(registry, "_registered", {k: v for k, v in registry._registered.items() if k != "plugin_square"})
+    monkeypatch.setattr(
+        registry, "_registered", {k: v for k, v in registry._registered.items() if k != "plugin_square"}
+    )
     load(plugin, "plugin_two", PLUGIN + "# another source\n")
     after = {w.name: w.key for w in plan(tmp_path / "x", text).outputs[0].works}
     assert {name for name in before if before[name] == after[name]} == {"same", "ids", "none"}

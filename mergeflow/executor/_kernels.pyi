@@ -1,0 +1,9 @@
+from typing import Any
+
+import numpy.typing as npt
+
+def run(
+    program: bytes, inputs: tuple[npt.NDArray[Any], ...], outs: tuple[npt.NDArray[Any], ...], elements: int, /
+) -> int: ...
+def mask(key: tuple[int, int], limit: int, tie: int, begin: int, out: npt.NDArray[Any], /) -> int: ...
+def plain(flag: bool, /) -> None: ...

@@ -1,0 +1,92 @@
+"""Whether a device computes what the CPU does, asked before its first use: on values where those that do not show it.
+
+Each program is one that a merge has, each value one that hardware has been known to treat in its own way: subnormals,
+ties, what overflows in the last rounding, quotients that a reciprocal gets wrong, sums that a fused multiply-add does
+not round twice. Bytes are compared, with NaNs made canonical as the loop makes them. It takes a fraction of
+a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+
+import numpy as np
+from blake3 import blake3
+
+from mergeflow.digest import CHUNK
+from mergeflow.executor.device import Bytes, Room, Worker
+from mergeflow.executor.nonfinite import make_canonical
+from mergeflow.plan.place import STREAMED, Placement
+from mergeflow.plan.program import Op, Program
+from mergeflow.tensors import DType
+
+ELEMENTS = 1 << 13
+_TILE = 3000  # more than one, and a shorter one at the end
+ROOM = Room((ELEMENTS * 8,) * 3, max(CHUNK, ELEMENTS * 8))  # for any of the programs
+Make = Callable[[Placement, Room], Worker]
+_NUMPY = {DType.F64: np.float64, DType.F32: np.float32, DType.F16: np.float16}
+_SHARES = (Fraction(7), Fraction(3), Fraction(-3))
+
+
+def programs() -> Iterator[tuple[str, Program]]:
+    """What is tried, by a name for people: `(7·x + 3·y − 3·z) / 10` and a plain difference, in each pair of dtypes
+    that outputs are made of, and a rounding in between."""
+    terms = tuple((share, i) for i, share in enumerate(_SHARES))
+    plain = ((Fraction(1), 0), (Fraction(1), 1), (Fraction(-1), 2))
+    for source in (DType.F16, DType.BF16, DType.F32, DType.F64, DType.F8_E5M2, DType.F8_E4M3):
+        for to in (DType.F16, DType.BF16, DType.F32, DType.F64, DType.F8_E4M3, DType.F8_E5M2):
+            compute = DType.F64 if DType.F64 in (source, to) or source is to is DType.F32 else DType.F32
+            if to is DType.F64 and source is not DType.F64:
+                continue
+            inputs = (source,) * 3
+            name = f"{source.label} → {to.label} in {compute.label}"
+            yield name, Program(inputs, (Op(terms, 10, compute, to),))
+            yield f"a difference, {name}", Program(inputs, (Op(plain, 1, compute, to),))
+    rounded = Op(((Fraction(2), 0), (Fraction(3), 1)), 5, DType.F32, DType.BF16)
+    yield "a rounding point", Program((DType.F16,) * 2, (rounded, Op(((Fraction(-1), 2), (Fraction(3), 1)), 3,
+                                                                   DType.F64, DType.F16)))  # fmt: skip
+
+
+def values(dtype: DType, number: int) -> Bytes:
+    """ELEMENTS values of a dtype as bytes, the same with every version of every library: half of them any bits there
+    are, half numbers of the size that weights have."""
+    stream = blake3(f"mergeflow parity {number} {dtype.label}".encode())
+    drawn = stream.digest(length=ELEMENTS * 16)
+    bits = np.frombuffer(drawn, np.uint8)[: ELEMENTS * dtype.size].copy()
+    weights = np.frombuffer(drawn, np.int16).reshape(-1, 8)[: ELEMENTS // 2].sum(axis=1, dtype=np.float64) / 2.0**16
+    weights[::7] *= 2.0**-20  # subnormal in float16
+    weights[::11] *= 2.0**15  # large for it
+    half = bits[: weights.size * dtype.size]
+    with np.errstate(over="ignore"):
+        if dtype is DType.BF16:
+            half[:] = (weights.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+        elif dtype in _NUMPY:
+            half[:] = weights.astype(_NUMPY[dtype]).view(np.uint8)
+    return bits
+
+
+def disagreement(name: str, device: Make, cpu: Make) -> str | None:
+    """The first program that a device does not compute as the CPU does; None when it does all of them."""
+    ours, theirs = (make(Placement(name, STREAMED, 1, CHUNK, _TILE, _TILE, 0, ""), ROOM) for make in (cpu, device))
+    try:
+        for title, program in programs():
+            results = [computed(worker, program) for worker in (ours, theirs)]
+            if results[0] != results[1]:
+                return title
+        return None
+    finally:
+        theirs.close()
+
+
+def computed(worker: Worker, program: Program) -> bytes:
+    """What a worker makes of the values, NaNs canonical. It has room for them."""
+    slots = range(len(program.inputs))
+    for i, dtype in zip(slots, program.inputs, strict=True):
+        data = values(dtype, i)
+        worker.slot(i)[: data.size] = data
+    worker.filled()
+    worker.run(program, slots, ELEMENTS)
+    out = worker.out[: ELEMENTS * program.out.size].copy()
+    make_canonical(out, program.out)
+    return out.tobytes()

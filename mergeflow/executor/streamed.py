@@ -1,0 +1,281 @@
+"""Devices with a memory of their own: units go through it tile by tile, in and out while the tile before is computed.
+
+Three queues of work (streams) run beside each other: tiles are copied in by one, computed by the second and copied out
+by the third, in two sets of buffers, so that the copy of tile n + 1 is on its way before tile n is done:
+
+    up       in 0 │ in 1 │      in 2 │ …
+    compute         sum 0 │ sum 1 │    sum 2 │ …
+    down                    out 0 │ out 1 │    out 2 │ …
+
+A set is used again when its events say that what was in it has been taken. With the strategy `resident` the inputs of a
+unit stay whole on the device while all outputs of a pass are made from them, and are copied in once.
+
+Reading, hashing and writing are the loop's, in several workers with streams of their own: while one reads, another's
+tiles are on their way. Workers of one device take turns at the accelerators there are; all of them empty one queue.
+
+When the device's memory runs out, the tile is halved; below LEAST, the worker goes on on the CPU, from the same
+buffers. The unit in hand is made again from its inputs, which are still there, so nothing of that shows in the bytes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, final
+
+from mergeflow.events import Reporter, Warned, silent
+from mergeflow.executor.device import Buffers, Bytes, Device, DeviceFull, Room, Worker, buffers
+from mergeflow.executor.parity import disagreement
+from mergeflow.plan.place import RESIDENT, Placement, tile_for
+from mergeflow.plan.program import Program
+
+if TYPE_CHECKING:
+    import torch
+
+    Memory: TypeAlias = torch.Tensor  # bytes on the device
+Stream: TypeAlias = Any  # whatever the driver hands out; nothing here looks into it
+Event: TypeAlias = Any
+
+LEAST = 1 << 16  # elements of a tile: with fewer, the calls take longer than the CPU would
+SETS = 2  # of buffers
+
+
+class Driver(ABC):
+    """One accelerator. All but `finish` return at once and are done in the order of their stream; a device that knows
+    no streams may do them on the spot.
+
+    Raises of each:
+        DeviceFull: there is no memory left for it.
+        DeviceLost: the device does not answer.
+    """
+
+    name: str
+
+    @abstractmethod
+    def runs(self, program: Program) -> bool:
+        """Whether it has all the dtypes."""
+
+    @abstractmethod
+    def pinned(self, nbytes: int) -> Bytes:
+        """Memory of the machine that the device can copy from on its own, beginning on a page."""
+
+    @abstractmethod
+    def memory(self, nbytes: int) -> Memory: ...
+
+    @abstractmethod
+    def stream(self) -> Stream: ...
+
+    @abstractmethod
+    def record(self, stream: Stream) -> Event:
+        """What has happened when all that is in the stream now is done."""
+
+    @abstractmethod
+    def wait(self, stream: Stream, event: Event) -> None:
+        """What is put into the stream from here on begins after the event."""
+
+    @abstractmethod
+    def upload(self, stream: Stream, to: Memory, data: Bytes) -> None: ...
+
+    @abstractmethod
+    def download(self, stream: Stream, to: Bytes, data: Memory) -> None: ...
+
+    @abstractmethod
+    def compute(self, stream: Stream, program: Program, inputs: Sequence[Memory], out: Memory) -> None: ...
+
+    @abstractmethod
+    def finish(self, stream: Stream) -> None:
+        """Wait until all that is in the stream is done."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Give memory that was dropped back to the device, for whoever needs it."""
+
+
+class _Streams:
+    """What one worker has of its device: queues, and buffers made when first asked for."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+        self.up, self.compute, self.down = (driver.stream() for _ in range(3))
+        self._memory: dict[tuple[str, int, int], Memory] = {}
+
+    def buffer(self, kind: str, which: int, number: int, nbytes: int) -> Memory:
+        """At least so many bytes, the same each time. Nothing may be on its way in the smaller one that it replaces:
+        sizes change between runs only."""
+        key = kind, which, number
+        found = self._memory.get(key)
+        if found is None or found.numel() < nbytes:
+            self._memory.pop(key, None)
+            found = self._memory[key] = self.driver.memory(nbytes)
+        return found[:nbytes]
+
+    def finish(self) -> None:
+        for stream in (self.up, self.compute, self.down):
+            self.driver.finish(stream)
+
+    def drop(self) -> None:
+        self._memory.clear()
+        self.driver.release()
+
+
+@final
+class StreamedWorker(Worker):
+    """`host` makes a worker of the CPU over the same buffers; `spilled` is told when it takes over."""
+
+    def __init__(
+        self, driver: Driver, placement: Placement, room: Room, host: Callable[[Buffers], Worker],
+        spilled: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._driver, self._placement, self._spilled = driver, placement, spilled
+        self._buffers = buffers(room, driver.pinned)
+        self.out = self._buffers.out
+        self._host = host(self._buffers)
+        self._streams: _Streams | None = None  # made with the first run; None after the device had no room
+        self._resident = placement.strategy == RESIDENT
+        self._shift = 0  # how often the tile was halved
+        self._on_cpu = False
+        self._there: set[int] = set()  # slots that are on the device, where inputs stay there
+
+    def slot(self, i: int) -> Bytes:
+        return self._buffers.slots[i]
+
+    def filled(self) -> None:
+        self._there.clear()
+
+    def run(self, program: Program, slots: Sequence[int], elements: int) -> None:
+        while not self._on_cpu and self._driver.runs(program):
+            tile = max(1, min(tile_for(op.compute, self._placement) for op in program.ops) >> self._shift)
+            try:
+                self._through(program, slots, elements, tile)
+            except DeviceFull:
+                self._use_less(tile)
+            else:
+                return
+        self._host.run(program, slots, elements)
+
+    def lost_before_rounding(self, program: Program, slots: Sequence[int], elements: int) -> int:
+        return self._host.lost_before_rounding(program, slots, elements)
+
+    def close(self) -> None:
+        self._drop()
+        self._host.close()
+
+    def _through(self, program: Program, slots: Sequence[int], elements: int, tile: int) -> None:
+        """All tiles, queued one after the other; done when it returns."""
+        if self._streams is None:
+            self._streams = _Streams(self._driver)
+        try:
+            self._queue(self._streams, program, slots, elements, tile)
+        finally:
+            self._streams.finish()  # after an error too: nothing may write into buffers that are used again
+        if self._resident:
+            self._there.update(slots)
+
+    def _queue(self, s: _Streams, program: Program, slots: Sequence[int], elements: int, tile: int) -> None:
+        driver, sizes = s.driver, [dtype.size for dtype in program.inputs]
+        widths = dict(zip(slots, sizes, strict=False))
+        ins, outs = self._inputs(s, widths, elements, tile), self._outputs(s, program.out.size, elements, tile)
+        taken: list[Event | None] = [None] * SETS  # when the inputs of a set have been computed with
+        gone: list[Event | None] = [None] * SETS  # when the result in a set has been copied out
+        for number, begin in enumerate(range(0, elements, tile)):
+            n, which = min(tile, elements - begin), number % SETS
+            if not self._resident and (event := taken[which]) is not None:
+                driver.wait(s.up, event)
+            here = {}
+            for slot, width in widths.items():
+                first = begin if self._resident else 0
+                here[slot] = ins[which][slot][first * width : (first + n) * width]
+                if slot not in self._there:
+                    driver.upload(s.up, here[slot], self._buffers.slots[slot][begin * width : (begin + n) * width])
+            driver.wait(s.compute, driver.record(s.up))
+            if (event := gone[which]) is not None:
+                driver.wait(s.compute, event)
+            result = outs[which][: n * program.out.size]
+            driver.compute(s.compute, program, [here[slot] for slot in slots[: len(sizes)]], result)
+            taken[which] = done = driver.record(s.compute)
+            driver.wait(s.down, done)
+            driver.download(s.down, self.out[begin * program.out.size :][: n * program.out.size], result)
+            gone[which] = driver.record(s.down)
+
+    def _inputs(self, s: _Streams, widths: dict[int, int], elements: int, tile: int) -> list[dict[int, Memory]]:
+        """The device's buffers of each slot, by set: whole units that all sets share, or a tile each."""
+        if self._resident:
+            whole = {slot: s.buffer("slot", 0, slot, elements * width) for slot, width in widths.items()}
+            return [whole] * SETS
+        length, sets = min(tile, elements), _sets(elements, tile)
+        return [
+            {slot: s.buffer("slot", which, slot, length * width) for slot, width in widths.items()}
+            for which in range(sets)
+        ]
+
+    def _outputs(self, s: _Streams, size: int, elements: int, tile: int) -> list[Memory]:
+        length, sets = min(tile, elements), _sets(elements, tile)
+        return [s.buffer("out", which, 0, length * size) for which in range(sets)]
+
+    def _use_less(self, tile: int) -> None:
+        """Halve the tile, or leave the device to others."""
+        self._drop()
+        if tile // 2 >= LEAST:
+            self._shift += 1
+            self._resident = False  # whole units are what takes most
+            return
+        self._on_cpu = True
+        self._spilled()
+
+    def _drop(self) -> None:
+        self._there.clear()
+        streams, self._streams = self._streams, None
+        if streams is not None:
+            streams.drop()
+
+
+def _sets(elements: int, tile: int) -> int:
+    return min(SETS, -(-elements // tile))
+
+
+@final
+class StreamedDevice(Device):
+    """Accelerators of one kind. Before the first is used, each shows that it computes what the CPU does; if one does
+    not, the CPU does the work, and says so."""
+
+    def __init__(
+        self, name: str, drivers: Sequence[Driver], host: Callable[[Placement, Room, Buffers], Worker]
+    ) -> None:
+        self.name, self._drivers, self._host = name, drivers, host
+        self._turn = itertools.count()
+        self._lock = threading.Lock()
+        self._trusted: dict[int, bool] = {}
+        self._told = False
+
+    def worker(self, placement: Placement, room: Room, report: Reporter = silent) -> Worker:
+        number = next(self._turn) % min(placement.devices, len(self._drivers))
+        with self._lock:
+            if number not in self._trusted:
+                self._trusted[number] = self._agrees(number, report)
+        if not self._trusted[number]:
+            return self._host(placement, room, buffers(room))
+        driver = self._drivers[number]
+        message = f"{driver.name} has no memory left: what remains is computed on the CPU"
+        return self._streamed(driver, placement, room, lambda: self._tell(report, message))
+
+    def _streamed(self, driver: Driver, placement: Placement, room: Room, spilled: Callable[[], None]) -> Worker:
+        return StreamedWorker(driver, placement, room, lambda own: self._host(placement, room, own), spilled)
+
+    def _agrees(self, number: int, report: Reporter) -> bool:
+        driver = self._drivers[number]
+        found = disagreement(
+            self.name,
+            lambda placement, room: self._streamed(driver, placement, room, lambda: None),
+            lambda placement, room: self._host(placement, room, buffers(room)),
+        )
+        if found is not None:
+            report(Warned(f"{driver.name} gives other bytes than the CPU for {found}: it is not used"))
+        return found is None
+
+    def _tell(self, report: Reporter, message: str) -> None:
+        with self._lock:
+            told, self._told = self._told, True
+        if not told:
+            report(Warned(message))

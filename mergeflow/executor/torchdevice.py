@@ -1,0 +1,193 @@
+"""CUDA and MPS through torch: the driver that units are streamed by.
+
+CUDA copies from pinned memory on streams of their own. MPS shares the machine's memory and has one queue: what is put
+into it is done in order, and copies wait for it. It has no float64 and no float8; such programs stay on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+
+from mergeflow.errors import ResourceError
+from mergeflow.executor.device import Bytes, DeviceFull, DeviceLost, allocate
+from mergeflow.executor.streamed import Driver
+from mergeflow.executor.torchsums import Sums
+from mergeflow.plan.program import Program
+from mergeflow.tensors import DType
+
+if TYPE_CHECKING:
+    from mergeflow.executor.streamed import Event, Memory, Stream
+
+_NOT_ON_MPS = frozenset({DType.F64, DType.F8_E4M3, DType.F8_E5M2})
+_GONE = ("CUDA error", "CUDA driver error", "CUDA unknown error", "device-side assert", "MPS backend")
+
+
+def drivers(name: str) -> list[Driver]:
+    """The accelerators of a name: `cuda` all of them, `cuda:1` the second, `mps` the one.
+
+    Raises:
+        ResourceError: torch has none of that name.
+    """
+    kind, _, number = name.partition(":")
+    if kind == "mps":
+        if not torch.backends.mps.is_available():
+            raise ResourceError(_missing(name, "it was not built for MPS, or this macOS is too old"), hint=_WAY_OUT)
+        return [MpsDriver()]
+    if not torch.cuda.is_available():
+        why = "it was built without CUDA" if torch.version.cuda is None else "no driver or no card answers"
+        raise ResourceError(_missing(name, why), hint=_WAY_OUT)
+    count = torch.cuda.device_count()
+    if number and int(number) >= count:
+        raise ResourceError(_missing(name, f"it sees {count} CUDA devices, counted from 0"), hint=_WAY_OUT)
+    return [CudaDriver(i) for i in ([int(number)] if number else range(count))]
+
+
+_WAY_OUT = "--device cpu computes the same bytes; `mergeflow devices` shows what there is"
+
+
+def _missing(name: str, why: str) -> str:
+    return f"torch {torch.__version__} has no {name}: {why}"
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """torch's errors as what can be done about them."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in text:
+            raise DeviceFull(text) from error
+        if any(words in text for words in _GONE):
+            raise DeviceLost(
+                f"{name} stopped answering: {text.splitlines()[0]}",
+                hint="--device cpu computes the same bytes; what is finished is kept",
+            ) from error
+        raise
+
+
+@final
+class CudaDriver(Driver):
+    def __init__(self, index: int) -> None:
+        self._device = torch.device("cuda", index)
+        with _told(f"cuda:{index}"):
+            self.name = f"{torch.cuda.get_device_name(index)} (cuda:{index})"
+        self._sums = Sums(self._device)
+
+    def runs(self, program: Program) -> bool:
+        return True
+
+    def pinned(self, nbytes: int) -> Bytes:
+        """Without room for pinned memory, any does: copies are slower then, and as right."""
+        try:
+            with _told(self.name), torch.cuda.device(self._device):
+                return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()
+        except DeviceFull:
+            return allocate(nbytes)
+
+    def memory(self, nbytes: int) -> Memory:
+        with _told(self.name):
+            return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+
+    def stream(self) -> Stream:
+        make: Any = torch.cuda.Stream  # which torch has no types for
+        with _told(self.name):
+            return make(self._device)
+
+    def record(self, stream: Stream) -> Event:
+        with _told(self.name):
+            return stream.record_event()
+
+    def wait(self, stream: Stream, event: Event) -> None:
+        with _told(self.name):
+            stream.wait_event(event)
+
+    def upload(self, stream: Stream, to: Memory, data: Bytes) -> None:
+        with _told(self.name), torch.cuda.stream(stream):
+            to.copy_(torch.from_numpy(data), non_blocking=True)
+
+    def download(self, stream: Stream, to: Bytes, data: Memory) -> None:
+        with _told(self.name), torch.cuda.stream(stream):
+            torch.from_numpy(to).copy_(data, non_blocking=True)
+
+    def compute(self, stream: Stream, program: Program, inputs: Sequence[Memory], out: Memory) -> None:
+        with _told(self.name), torch.cuda.stream(stream):
+            self._sums.run(program, inputs, out)
+
+    def finish(self, stream: Stream) -> None:
+        with _told(self.name):
+            stream.synchronize()
+
+    def release(self) -> None:
+        with _told(self.name):
+            torch.cuda.empty_cache()  # of all devices; what is in use stays
+
+
+@final
+class MpsDriver(Driver):
+    """Everything is done in order; `record` and `wait` have nothing to say."""
+
+    name = "MPS"
+
+    def __init__(self) -> None:
+        self._device = torch.device("mps")
+        self._sums = Sums(self._device)
+
+    def runs(self, program: Program) -> bool:
+        dtypes = {*program.inputs, *(op.compute for op in program.ops), *(op.to for op in program.ops)}
+        return not dtypes & _NOT_ON_MPS
+
+    def pinned(self, nbytes: int) -> Bytes:
+        return allocate(nbytes)
+
+    def memory(self, nbytes: int) -> Memory:
+        with _told(self.name):
+            return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+
+    def stream(self) -> Stream:
+        return None
+
+    def record(self, stream: Stream) -> Event:
+        return None
+
+    def wait(self, stream: Stream, event: Event) -> None:
+        """Nothing to wait for."""
+
+    def upload(self, stream: Stream, to: Memory, data: Bytes) -> None:
+        with _told(self.name):
+            to.copy_(torch.from_numpy(data))
+
+    def download(self, stream: Stream, to: Bytes, data: Memory) -> None:
+        with _told(self.name):
+            torch.from_numpy(to).copy_(data)
+
+    def compute(self, stream: Stream, program: Program, inputs: Sequence[Memory], out: Memory) -> None:
+        with _told(self.name):
+            self._sums.run(program, inputs, out)
+
+    def finish(self, stream: Stream) -> None:
+        with _told(self.name):
+            torch.mps.synchronize()
+
+    def release(self) -> None:
+        with _told(self.name):
+            torch.mps.empty_cache()
+
+
+def seen(kind: str) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
+    """Models, free and total bytes of what torch has of a kind.
+
+    Raises:
+        ResourceError: it has none.
+    """
+    found = drivers(kind)
+    if kind == "mps":
+        total = torch.mps.recommended_max_memory()
+        return ("Apple silicon",), (total - torch.mps.driver_allocated_memory(),), (total,)
+    memory = [torch.cuda.mem_get_info(i) for i in range(len(found))]
+    names = [torch.cuda.get_device_name(i) for i in range(len(found))]
+    return tuple(names), tuple(free for free, _ in memory), tuple(total for _, total in memory)
