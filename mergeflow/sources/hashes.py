@@ -15,7 +15,7 @@ from pathlib import Path
 from mergeflow.errors import IntegrityError, RecipeError
 from mergeflow.events import PhaseEnded, PhaseStarted, Progressed, Reporter
 from mergeflow.formats.files import ReadFile
-from mergeflow.sources.memo import Memo, Part, quiet_since
+from mergeflow.sources.memo import Memo, Part, quiet_since, wait_until_quiet
 
 _STEP = 1 << 22
 _OTHER_FILE = "point the source at the right file, with --source NAME=PATH or in the recipe"
@@ -30,7 +30,8 @@ class FileHashes:
 
 
 def sha256(path: Path, memo: Memo, report: Reporter) -> str:
-    """Of the whole file; remembered."""
+    """Of the whole file; remembered, also when the file was written a moment ago."""
+    wait_until_quiet(path)
     with ReadFile(path) as file:
         return _remembered(file, "whole", 0, memo, report)
 
