@@ -43,6 +43,7 @@ def age(folder: Path) -> None:
             os.utime(path, ns=(status.st_atime_ns - 3600 * 10**9, status.st_mtime_ns - 3600 * 10**9))
 
 
+@pytest.mark.slow
 @needs_make
 def test_the_makefile_that_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MERGEFLOW_MEMO", str(tmp_path / "memo"))

@@ -81,6 +81,7 @@ def test_what_is_made_of_any_of_them_is_one_file(made: Path, sd15: Path, tmp_pat
     assert len(found) == 1
 
 
+@pytest.mark.slow
 def test_nothing_to_do_the_second_time(made: Path) -> None:
     text = (made / "recipe.yaml").read_text()
     files = [path for path in made.iterdir() if path.is_file() and path.name != "recipe.yaml"]

@@ -116,6 +116,7 @@ build(folder, (folder / "recipe.yaml").read_text())
 """
 
 
+@pytest.mark.slow
 def test_killed_at_each_rename(place: tuple[Path, str]) -> None:
     """At no moment is there an index over shards of two builds; the next build needs no --force and clears up."""
     folder, name = place

@@ -43,6 +43,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="an address space is limited with setrlimit")
 def test_linear_and_ties_with_a_limited_address_space(models: Path) -> None:
     time.sleep(0.03)

@@ -141,6 +141,7 @@ def test_the_same_bytes_as_torch(tmp_path: Path, models: Path, by_torch: dict[st
     assert made(tmp_path, models, CASTS[cast]) == by_torch[cast]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("grids", "jobs"), [(1, 1), (3, 8), (16, 2)])
 @pytest.mark.usefixtures("without_torch")
 def test_spans_and_threads(
@@ -151,6 +152,7 @@ def test_spans_and_threads(
     assert made(tmp_path, models, "", jobs=jobs) == by_torch["own"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("small", "collect", "spread"), [(1 << 17, 5000, 4), (1 << 17, 1 << 20, 0), (1 << 17, 0, 0.1)])
 @pytest.mark.usefixtures("without_torch")
 def test_brackets_that_are_too_wide_or_miss(

@@ -177,6 +177,7 @@ def test_other_containers(folder: Path, output: str, names: list[str]) -> None:
     same_without_interruption(folder, text, *names)
 
 
+@pytest.mark.slow
 def test_outputs_of_one_pass_and_of_several(folder: Path) -> None:
     """In the second pass when it is killed: the first output is done, and what there is of the others stays through
     the first pass of the next build."""
@@ -205,6 +206,7 @@ def test_results_of_methods(folder: Path) -> None:
     same_without_interruption(folder, text, "mix.safetensors")
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(folder: Path, right: Model) -> None:
     """Each build goes on where the last one was, also with what that one had taken from the one before."""
     reused = []

@@ -30,6 +30,7 @@ print(max(peak) - before >> 20)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_zip", [True, False], ids=["zip", "legacy"])
 def test_three_checkpoints_of_300_mb(tmp_path: Path, as_zip: bool) -> None:
     """One tensor of 200 MB and smaller ones; torch alone, where it is needed, takes 150 MB."""

@@ -215,6 +215,7 @@ def reference(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return made(tmp_path_factory.mktemp("reference"), folder, jobs=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [2, 8])
 def test_threads(tmp_path: Path, folder: Path, reference: dict[str, str], jobs: int) -> None:
     assert made(tmp_path, folder, jobs=jobs) == reference
@@ -253,6 +254,7 @@ build(Path(sys.argv[1]), sys.argv[2], jobs=2)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
     [{"ATEN_CPU_CAPABILITY": "default", "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512_SKX"},

@@ -245,6 +245,7 @@ def reference(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[st
     return found
 
 
+@pytest.mark.slow
 def test_threads_and_operands_read_again(
     tmp_path: Path, folder: Path, reference: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +263,7 @@ build(Path(sys.argv[1]), sys.argv[2], jobs=2)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
     [{"ATEN_CPU_CAPABILITY": "default", "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512_SKX"},

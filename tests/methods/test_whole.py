@@ -394,6 +394,7 @@ build(Path(sys.argv[1]), sys.argv[2], jobs=2)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
     [{"ATEN_CPU_CAPABILITY": "default", "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512_SKX"},

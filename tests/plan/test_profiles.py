@@ -403,6 +403,7 @@ def test_a_source_may_be_recognised_by_the_recipes_arch(tmp_path: Path) -> None:
     assert [block.value for block in output.resolved.tables["k"].blocks] == ["0", "0.5"]
 
 
+@pytest.mark.slow
 def test_fifty_thousand_names() -> None:
     names = [f"model.layers.{i}.mlp.experts.{j}.{p}.weight" for i in range(64) for j in range(261) for p in "udg"]
     lines: dict[str, Value] = {f"layers.{i}": i for i in range(64)} | {f"layers.{i} *u*": i for i in range(64)}

@@ -105,6 +105,7 @@ def test_it_is_listed_and_has_pages(work: Path, package: Path) -> None:
     assert entry["examples"] == ["a + same_length(b - c, a - c)"]
 
 
+@pytest.mark.slow
 def test_an_edit_of_its_source_makes_its_tensors_again_and_no_others(work: Path, site: Path) -> None:
     run(work, site, "build")
     assert "up to date" in run(work, site, "build").stdout

@@ -215,6 +215,7 @@ def test_a_browser_shows_the_page(folder: Path, tmp_path: Path) -> None:
         assert first_pixel(png) == colour
 
 
+@pytest.mark.slow
 def test_a_long_chain_is_drawn_in_time(folder: Path) -> None:
     for i in range(30):
         write_model(Path(f"m{i}.safetensors"), 100 + i, layers=1)

@@ -204,6 +204,7 @@ def test_encodings(tmp_path: Path) -> None:
         assert str(caught.value.place) == f"{path}{':' if place else ''}{place}"
 
 
+@pytest.mark.slow
 def test_ten_thousand_steps() -> None:
     steps = "".join(f"  s{i}: s{i - 1} + (a - b) * 0.{i}\n" for i in range(1, 10_000))
     text = SMALL + "steps:\n  s0: a\n" + steps

@@ -95,6 +95,7 @@ def alone(folder: Path, text: str) -> str:
     return sha256(other / "mix.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["checking", "merging"])
 def test_what_a_build_begins_from_stays(folder: Path, verb: str) -> None:
     """It is paused before it has read the object, and in the middle."""
