@@ -8,7 +8,7 @@ from setuptools import Extension, setup
 FLAGS = ["/O2", "/fp:precise"] if os.name == "nt" else ["-O3", "-ffp-contract=off", "-fno-strict-aliasing"]
 
 FOLDER = "mergeflow/executor/"
-HEADERS = {"_sums": ["_values.h"], "_kernels": ["_values.h", "_kernel_blocks.h"]}
+HEADERS = {"_sums": ["_values.h", "_calls.h"], "_kernels": ["_values.h", "_calls.h", "_kernel_blocks.h", "_masks.h"]}
 
 setup(
     ext_modules=[

@@ -1,5 +1,9 @@
 """What an edit costs: one weight of one block of a merge changed, against copying its output, making all of it again,
 and finding nothing to do. Whole processes, by turns.
+
+A build puts its output in the place of the last one, and the file system frees that: where it tells the disk of every
+block that it frees (`discard`), that alone takes as long as a third of the copy. So like is compared with like: an
+output under a new name with a copy under a new name, one that takes another's place with a copy over a file.
 """
 
 import json
@@ -16,9 +20,12 @@ from bench.workloads import Workload
 
 BLOCK = "IN05"
 PARAMS = f"params: {{ k: {{ default: 0.3, {BLOCK}: %s }} }}\n"
+NEW = "new.safetensors"
 WEIGHTS = ("0.4", "0.5")  # by turns: each is news to the output that the other has left
 COPY: Command = ["sh", "-c", f"cp --reflink=never {OUTPUT} copy && sync copy"]
-ROWS = ("copy of the output", "one weight changed", "all of it (--force)", "nothing changed")
+COPIED, COPIED_OVER = "copy of the output", "copy over a file of its size"
+EDITED, EDITED_OVER = "one weight changed, a new name", "one weight changed, the old output replaced"
+WHOLE, NOTHING = "all of it (--force)", "nothing changed"
 
 
 @dataclass
@@ -30,13 +37,12 @@ class _Trial:
     mergeflow: Mergeflow
     folder: Path
     turn: int = 0
-    runs: dict[str, list[Measurement]] = field(default_factory=lambda: {row: [] for row in ROWS})
+    runs: dict[str, list[Measurement]] = field(default_factory=dict)
 
-    def edit(self) -> None:
-        """The recipe with the weight that it has not now."""
-        text = recipe(self.workload, self.place, self.folder).replace("* 0.3", "* k")
+    def edit(self, output: str = OUTPUT) -> None:
+        """The recipe with the weight of this turn."""
+        text = recipe(self.workload, self.place, self.folder).replace("* 0.3", "* k").replace(OUTPUT, output)
         weight = WEIGHTS[self.turn % len(WEIGHTS)]
-        self.turn += 1
         (self.folder / "recipe.yaml").write_text(text.replace("outputs:", PARAMS % weight + "outputs:"))
 
     def run(self, row: str, command: Command) -> None:
@@ -45,31 +51,39 @@ class _Trial:
         subprocess.run(["cat", *inputs], check=True, stdout=subprocess.DEVNULL)
         os.sync()
         log = self.place.scratch / "edit.log"
-        self.runs[row].append(measure.run(command, cwd=self.folder, log=log, env=self.mergeflow.env))
-        (self.folder / "copy").unlink(missing_ok=True)
+        run = measure.run(command, cwd=self.folder, log=log, env=self.mergeflow.env)
+        self.runs.setdefault(row, []).append(run)
 
 
 def section(
     workload: Workload, place: Place, mergeflow: Mergeflow, rounds: int
 ) -> tuple[str, dict[str, list[Measurement]]]:
-    """Builds once, then measures `rounds` times each of ROWS."""
+    """Builds once, then measures `rounds` times each row of the table."""
     command, folder, _ = mergeflow.prepare(workload, place)
     trial = _Trial(workload, place, mergeflow, folder)
     trial.edit()
     measure.run(command, cwd=folder, log=place.scratch / "edit.log", env=mergeflow.env)
     counts = {}
     for done in range(rounds):
-        trial.edit()
+        trial.turn += 1
+        trial.run(COPIED, COPY)
+        trial.run(COPIED_OVER, COPY)
+        (folder / "copy").unlink()
+        trial.edit(NEW)
         counts = _planned(folder, mergeflow)
-        whole: Command = [*command, "--force"]
-        for row, what in zip(ROWS, (COPY, command, whole, command), strict=True):
-            trial.run(row, what)
-        print(f"edit {done + 1}/{rounds}: {trial.runs[ROWS[1]][-1].wall:.2f} s", flush=True)
+        trial.run(EDITED, command)
+        (folder / NEW).unlink()
+        trial.edit()
+        trial.run(EDITED_OVER, command)
+        trial.run(WHOLE, [*command, "--force"])
+        trial.run(NOTHING, command)
+        walls = ", ".join(f"{row} {runs[-1].wall:.2f} s" for row, runs in trial.runs.items())
+        print(f"edit {done + 1}/{rounds}: {walls}", flush=True)
     text = (
         f"## An edit\n\n`{workload.formula.replace('* 0.3', '* k')}` with `k: {{ default: 0.3, {BLOCK}: 0.4 }}`, and "
         f"the number of {BLOCK} changed: {counts['computed']:,} tensors are computed, {counts['kept']:,} kept of the "
         f"output as it was, {counts['copied']:,} copied from a source. Medians of {rounds} whole processes; the copy "
-        f"is `{COPY[2]}`.\n\n{table(trial.runs)}"
+        f"is `{COPY[2]}`, and each edit stands beside the copy that frees as much.\n\n{table(trial.runs)}"
     )
     return text, trial.runs
 
@@ -83,12 +97,13 @@ def _planned(folder: Path, mergeflow: Mergeflow) -> dict[str, int]:
 
 
 def table(runs: dict[str, list[Measurement]]) -> str:
-    """Medians, and each beside the copy and beside making everything again."""
-    copy, whole = (runs[row] for row in (ROWS[0], ROWS[2]))
+    """Medians, and each beside the copy that replaces a file where it does, and beside making everything again."""
+    whole = runs[WHOLE]
     quantities: tuple[Callable[[Measurement], float], ...] = (report.wall, report.cpu)
     head = "| | wall s | wall / copy | wall / all of it | CPU s | CPU / all of it | read GB |"
     lines = [head, "|---|---:|---:|---:|---:|---:|---:|"]
-    for row, mine in runs.items():
+    for row in (COPIED, EDITED, COPIED_OVER, EDITED_OVER, WHOLE, NOTHING):
+        mine, copy = runs[row], runs[COPIED if row in (COPIED, EDITED, NOTHING) else COPIED_OVER]
         wall, cpu = (report.middle(mine, quantity) for quantity in quantities)
         lines.append(
             f"| {row} | {report.spread(mine)} | {wall / report.middle(copy, report.wall):.2f} "

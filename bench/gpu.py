@@ -4,8 +4,9 @@
 
 First the tests of devices, which CUDA takes part in where torch has it: contract, the same bytes, committed digests.
 Then the machine's rates, and merges of full-size files from the page cache on the CPU and on the card: the same bytes,
-seconds (torch's start is in them) and peak memory of both. sd-mecha and mergekit do the weighted sum and the difference
-on the same card. What kernels compute (slerp, ties) is computed on the CPU whatever the device.
+seconds (torch's start is in them) and peak memory of both. sd-mecha and mergekit do the weighted sum, the difference,
+slerp, TIES and the cut to a rank on the same card, as far as they have them. mergeflow computes the last of these on
+the CPU whatever the device.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from bench import contenders, layout, measure, peers, workloads
+from bench import contenders, layout, measure, peer_methods, peers, workloads
 from bench.contenders import ROOT, Mergeflow, Place, executable
 
 METHODS = {
@@ -26,6 +27,7 @@ METHODS = {
     "five outputs": "a + (b - c) * s",
     "slerp": "slerp(a, b, 0.3)",
     "ties": "ties(c, [a, b], density=0.2)",
+    "svd": "a + truncate_rank(b - c, 16)",
 }
 
 
@@ -104,16 +106,25 @@ def best(
 
 
 def beside(work: Path, models: Path, rounds: int) -> None:
-    """Peers on the same card, on what they have in common with mergeflow: sums."""
+    """Peers on the same card, on what they have in common with mergeflow."""
     python, place = peers.ensure(), Place(models, work / "scratch")
+    env = {**contenders.sd_mecha(python).env, "BENCH_DEVICE": "cuda"}
     for workload in (workloads.WEIGHTED, workloads.DIFFERENCE):
         for peer in (contenders.sd_mecha(python), contenders.mergekit(python)):
             walls = []
             for _ in range(rounds):
                 command, folder, _ = peer.prepare(workload, place)
-                env = {**peer.env, "BENCH_DEVICE": "cuda"}
                 walls.append(measure.run(command, cwd=folder, log=place.scratch / "peer.log", env=env).wall)
             print(f"| {workload.name} | {peer.name} on cuda | {min(walls):.2f} | | | |")
+    for name, methods in peer_methods.METHODS.items():
+        for method in methods:
+            walls = []
+            for _ in range(rounds):
+                folder = place.fresh("peer")
+                output = folder / ("out.safetensors" if name == "sd-mecha" else "out")
+                one = [python, "-m", "bench.peer_methods", name, method, models, output]
+                walls.append(measure.run(one, cwd=folder, log=place.scratch / "peer.log", env=env).wall)
+            print(f"| {method} | {name} on cuda | {min(walls):.2f} | | | |")
 
 
 class Card:

@@ -3,6 +3,7 @@
     python -m bench.layout FOLDER                         sd15-A, -B, -C.safetensors: 1,131 tensors, F16, 2.13 GB each
     python -m bench.layout FOLDER --models 6              A to F
     python -m bench.layout FOLDER --shrink 16             the same names, wide dimensions divided by 16: 9 MB each
+    python -m bench.layout FOLDER --layout sdxl           sdxl-A, -B, -C.safetensors: 2,515 tensors, F16, 6.94 GB each
     python -m bench.layout FOLDER --layout many           50,000 tensors of 1 to 4 KB (F16)
     python -m bench.layout FOLDER --sparse-times 10       files of ten times the size that take almost no disk
 
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import sd15
+from bench import sd15, sdxl
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 BASE = "C"
@@ -72,11 +73,20 @@ class Model:
 
 def sd15_layout(dtype: str = "F16", *, shrink: int = 1, times: int = 1) -> list[Tensor]:
     """The SD1.5 layout; `shrink` divides dimensions of 64 and more, `times` multiplies every tensor's first one."""
+    return _checkpoint(sd15.tensors(), sd15.POSITION_IDS, dtype, shrink, times)
+
+
+def sdxl_layout(dtype: str = "F16", *, shrink: int = 1) -> list[Tensor]:
+    """The SDXL layout; `shrink` divides dimensions of 64 and more."""
+    return _checkpoint(sdxl.tensors(), sdxl.POSITION_IDS, dtype, shrink, 1)
+
+
+def _checkpoint(rows: Iterable[sd15.Row], ids: str, dtype: str, shrink: int, times: int) -> list[Tensor]:
     return [
         Tensor(name, shape, "I64", shared=True)
-        if name == sd15.POSITION_IDS
+        if name == ids
         else Tensor(name, _resized(shape, shrink, times), dtype, shared=name.startswith(sd15.VAE))
-        for name, shape in sd15.tensors()
+        for name, shape in rows
     ]
 
 
@@ -90,7 +100,7 @@ def many_layout(dtype: str = "F16", *, count: int = MANY) -> list[Tensor]:
 
 def _resized(shape: tuple[int, ...], shrink: int, times: int) -> tuple[int, ...]:
     small = [-(-side // shrink) if side >= 64 and side != 77 else side for side in shape]
-    return (small[0] * times, *small[1:])
+    return (small[0] * times, *small[1:]) if small else ()
 
 
 # ---------------------------------------------------------------------------------------------------------- the file
@@ -202,7 +212,7 @@ def _encoded(values: Array, dtype: str) -> Array:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="bench.layout", description="Write checkpoints for measurements.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--layout", choices=("sd15", "many"), default="sd15")
+    parser.add_argument("--layout", choices=("sd15", "sdxl", "many"), default="sd15")
     parser.add_argument("--models", type=int, default=3, metavar="N", help="the first N of A, B, C, ... (default 3)")
     parser.add_argument("--dtype", choices=("F16", "BF16", "F32"), default="F16")
     parser.add_argument("--seed", type=int, default=0)
@@ -215,6 +225,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     times = options.sparse_times
     if options.layout == "many":
         stem, layout = "many", many_layout(options.dtype, count=options.count)
+    elif options.layout == "sdxl":
+        if times is not None:
+            parser.error("--sparse-times is for --layout sd15")
+        stem, layout = "sdxl", sdxl_layout(options.dtype, shrink=options.shrink)
     else:
         stem = f"sd15x{times}" if times else "sd15"
         layout = sd15_layout(options.dtype, shrink=options.shrink, times=times or 1)

@@ -45,7 +45,7 @@ from bench.contenders import ROOT, Contender, Mergeflow, Place
 from bench.workloads import Workload
 
 SECTIONS = ("edit", "sweep", "noop", "planning", "memory")
-ON_REQUEST = ("limited", "methods")  # take 32 and 11 GB of disk, and long
+ON_REQUEST = ("limited", "methods")  # take 28 and 11 GB of disk, and long
 SMALL = ("--shrink", "16", "--count", "2000")  # the files that outputs are checked on
 TIMEOUT = 1800.0  # seconds for one run of one contender
 

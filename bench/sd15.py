@@ -36,20 +36,20 @@ def norm(name: str, width: int) -> Iterator[Row]:
     yield name + ".bias", (width,)
 
 
-def clip(width: int = 768, layers: int = 12) -> Iterator[Row]:
+def clip(width: int = 768, layers: int = 12, model: str = CLIP) -> Iterator[Row]:
     """The text encoder, CLIP ViT-L/14."""
-    yield CLIP + "embeddings.token_embedding.weight", (49408, width)
-    yield CLIP + "embeddings.position_embedding.weight", (77, width)
-    yield POSITION_IDS, (1, 77)
+    yield model + "embeddings.token_embedding.weight", (49408, width)
+    yield model + "embeddings.position_embedding.weight", (77, width)
+    yield model + "embeddings.position_ids", (1, 77)
     for layer in range(layers):
-        at = f"{CLIP}encoder.layers.{layer}."
+        at = f"{model}encoder.layers.{layer}."
         for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
             yield from linear(f"{at}self_attn.{part}", width, width)
         yield from linear(at + "mlp.fc1", 4 * width, width)
         yield from linear(at + "mlp.fc2", width, 4 * width)
         yield from norm(at + "layer_norm1", width)
         yield from norm(at + "layer_norm2", width)
-    yield from norm(CLIP + "final_layer_norm", width)
+    yield from norm(model + "final_layer_norm", width)
 
 
 def vae(widths: tuple[int, ...] = (128, 256, 512, 512)) -> Iterator[Row]:
@@ -101,19 +101,27 @@ def vae_middle(half: str, width: int) -> Iterator[Row]:
         yield from norm(half + "norm_out", width)
 
 
-def unet(widths: tuple[int, ...] = (320, 640, 1280, 1280)) -> Iterator[Row]:
-    """The diffusion network: blocks in, a middle, and blocks out that also take the blocks in as skips."""
+def unet(
+    widths: tuple[int, ...] = (320, 640, 1280, 1280), depths: tuple[int, ...] = (1, 1, 1, 0), context: int = 768,
+    label: int = 0,
+) -> Iterator[Row]:  # fmt: skip
+    """The diffusion network: blocks in, a middle, and blocks out that also take the blocks in as skips. `depths`:
+    transformer blocks of each level, the deepest of which the middle has too; `label`: width of what is embedded
+    besides the time."""
     first, last = widths[0], len(widths) - 1
     yield from linear(UNET + "time_embed.0", 4 * first, first)
     yield from linear(UNET + "time_embed.2", 4 * first, 4 * first)
+    if label:
+        yield from linear(UNET + "label_emb.0.0", 4 * first, label)
+        yield from linear(UNET + "label_emb.0.2", 4 * first, 4 * first)
     yield from conv(UNET + "input_blocks.0.0", first, 4)
     width, skips = first, [first]
     for level, wide in enumerate(widths):
         for _ in range(2):
             at = f"{UNET}input_blocks.{len(skips)}."
             yield from residual(at + "0", wide, width)
-            if level < last:
-                yield from transformer(at + "1", wide)
+            if depths[level]:
+                yield from transformer(at + "1", wide, context, depths[level])
             width = wide
             skips.append(wide)
         if level < last:
@@ -121,7 +129,7 @@ def unet(widths: tuple[int, ...] = (320, 640, 1280, 1280)) -> Iterator[Row]:
             skips.append(wide)
 
     yield from residual(UNET + "middle_block.0", width, width)
-    yield from transformer(UNET + "middle_block.1", width)
+    yield from transformer(UNET + "middle_block.1", width, context, max(depths))
     yield from residual(UNET + "middle_block.2", width, width)
 
     block = 0
@@ -129,10 +137,10 @@ def unet(widths: tuple[int, ...] = (320, 640, 1280, 1280)) -> Iterator[Row]:
         for turn in range(3):
             at = f"{UNET}output_blocks.{block}."
             yield from residual(at + "0", wide, width + skips.pop())
-            if level < last:
-                yield from transformer(at + "1", wide)
+            if depths[level]:
+                yield from transformer(at + "1", wide, context, depths[level])
             if level > 0 and turn == 2:
-                yield from conv(f"{at}{2 if level < last else 1}.conv", wide, wide)
+                yield from conv(f"{at}{2 if depths[level] else 1}.conv", wide, wide)
             width = wide
             block += 1
     yield from norm(UNET + "out.0", first)
@@ -149,17 +157,24 @@ def residual(name: str, width_out: int, width_in: int, embedding: int = 1280) ->
         yield from conv(name + ".skip_connection", width_out, width_in, 1)
 
 
-def transformer(name: str, width: int, context: int = 768) -> Iterator[Row]:
+def transformer(name: str, width: int, context: int, depth: int) -> Iterator[Row]:
+    """Around the blocks there are matrices where the text is that of two encoders, else convolutions of 1 by 1."""
     yield from norm(name + ".norm", width)
-    yield from conv(name + ".proj_in", width, width, 1)
-    at = name + ".transformer_blocks.0."
-    for attention, seen in (("attn1", width), ("attn2", context)):
-        yield from linear(f"{at}{attention}.to_q", width, width, bias=False)
-        yield from linear(f"{at}{attention}.to_k", width, seen, bias=False)
-        yield from linear(f"{at}{attention}.to_v", width, seen, bias=False)
-        yield from linear(f"{at}{attention}.to_out.0", width, width)
-    yield from linear(at + "ff.net.0.proj", 8 * width, width)
-    yield from linear(at + "ff.net.2", width, 4 * width)
-    for number in (1, 2, 3):
-        yield from norm(f"{at}norm{number}", width)
-    yield from conv(name + ".proj_out", width, width, 1)
+    around = linear if context > 1024 else _pointwise
+    yield from around(name + ".proj_in", width, width)
+    for block in range(depth):
+        at = f"{name}.transformer_blocks.{block}."
+        for attention, seen in (("attn1", width), ("attn2", context)):
+            yield from linear(f"{at}{attention}.to_q", width, width, bias=False)
+            yield from linear(f"{at}{attention}.to_k", width, seen, bias=False)
+            yield from linear(f"{at}{attention}.to_v", width, seen, bias=False)
+            yield from linear(f"{at}{attention}.to_out.0", width, width)
+        yield from linear(at + "ff.net.0.proj", 8 * width, width)
+        yield from linear(at + "ff.net.2", width, 4 * width)
+        for number in (1, 2, 3):
+            yield from norm(f"{at}norm{number}", width)
+    yield from around(name + ".proj_out", width, width)
+
+
+def _pointwise(name: str, width_out: int, width_in: int) -> Iterator[Row]:
+    yield from conv(name, width_out, width_in, 1)

@@ -59,5 +59,10 @@ def printable(digest: bytes) -> str:
     return "b3:" + digest.hex()
 
 
+def shortened(digest: str) -> str:
+    """A printed digest or key for messages: as much of it as tells files apart."""
+    return f"{digest[:15]}…"
+
+
 def parse_digest(text: str) -> bytes:
     return bytes.fromhex(text.removeprefix("b3:"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from enum import Enum
 from typing import NamedTuple
 
@@ -73,6 +74,17 @@ class TensorSpec(NamedTuple):
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.size
+
+
+def parse_bytes(text: str) -> int | None:
+    """'10GB', '800 M', '1.5 GiB', '0' in bytes, what is less than one left off; None of any other text. K, M, G and T
+    are powers of 1000; of 1024 with an i."""
+    match = re.fullmatch(r"\s*([0-9]{1,15})(?:\.([0-9]{1,15}))?\s*([KMGT]?)(I?)B?\s*", text.upper())
+    if match is None:
+        return None
+    whole, part, unit, binary = match[1], match[2] or "", match[3], match[4]
+    scale: int = (1024 if binary and unit else 1000) ** " KMGT".index(unit or " ")
+    return int(whole + part) * scale // int("1" + "0" * len(part))
 
 
 def human_bytes(n: float) -> str:

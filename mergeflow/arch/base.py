@@ -80,11 +80,6 @@ class Architecture:
         not here, as their number differs: selectors.blocks_of tells the blocks of given tensors."""
         return self.layout.names
 
-    @property
-    def block_groups(self) -> tuple[str, ...]:
-        """IN, M and OUT; or D and S; or layers."""
-        return self.layout.groups
-
     def block(self, tensor: str) -> str | None:
         """The block that the tensor belongs to, BASE where no other claims it, or None where no blocks are known."""
         return self.layout.block(tensor)

@@ -162,7 +162,9 @@ class _Index:
         hint = "a pattern has a wildcard, as in '*.attn1.*'"
         if not parts:
             hint = f"the architecture is not known, nor are its parts; {hint}"
-        raise UnknownName(what, name, [*parts, *self.names[:5000]], place=place, hint=hint)
+        padded = re.sub(r"(?<=[A-Z])(?=[0-9]$)", "0", name)  # IN0, for IN00
+        meant = [padded] if padded in self.known else [*parts, "default", *self.names[:5000]]
+        raise UnknownName(what, name, meant, place=place, hint=hint)
 
 
 def _is_expression(text: str) -> bool:

@@ -136,7 +136,6 @@ _ORDER = (
     "SDXL_ONE_THIRD_SMOOTHSTEP", "SDXL_ONE_THIRD_R_SMOOTHSTEP", "SDXL_COSINE", "SDXL_REVERSE_COSINE",
     "SDXL_CUBIC_HERMITE", "SDXL_REVERSE_CUBIC_HERMITE", "SDXL_ALL_A", "SDXL_ALL_B",
 )  # fmt: skip
-COMMUNITY = _ORDER[:38]
 
 # What else they are called: in talk, and by meh.
 _ALSO = {

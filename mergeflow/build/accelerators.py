@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -139,7 +140,11 @@ def _mps() -> list[Accelerator]:
 
     memory = psutil.virtual_memory()  # which the processor and the accelerator share
     rate = 20.0e9
-    return [Accelerator("mps", ("Apple silicon",), (memory.available,), (memory.total,), rate, rate, _TERM_MPS, 3.0)]
+    return [
+        Accelerator(
+            "mps", ("Apple silicon",), (memory.available,), (memory.total,), rate, rate, _TERM_MPS, 3.0, kernels=False
+        )
+    ]
 
 
 def _by_torch(kind: str) -> Accelerator:
@@ -151,7 +156,7 @@ def _by_torch(kind: str) -> Accelerator:
     from mergeflow.executor.torchdevice import seen
 
     models, free, total = seen(kind)
-    return Accelerator(kind, models, free, total)
+    return Accelerator(kind, models, free, total, kernels=kind != "mps")
 
 
 def _only(there: Accelerator, device: str, number: int) -> Accelerator:
@@ -161,7 +166,5 @@ def _only(there: Accelerator, device: str, number: int) -> Accelerator:
             f"there is no {device}: this machine has {count}, counted from 0",
             hint="`mergeflow devices` shows what there is",
         )
-    return Accelerator(
-        device, there.models[number : number + 1], there.free[number : number + 1], there.total[number : number + 1],
-        there.up, there.down, there.term, there.start,
-    )  # fmt: skip
+    here = slice(number, number + 1)
+    return replace(there, name=device, models=there.models[here], free=there.free[here], total=there.total[here])

@@ -40,7 +40,7 @@ def write(file: Path, project: Project, targets: Sequence[Path], digest: str) ->
     Raises:
         RecipeError: a path that no Makefile can hold.
     """
-    from mergeflow.formats.files import write_text_file
+    from mergeflow.formats.parts import write_text_file
 
     inputs = [*project.bound.files, *(path for found in project.sources.known().values() for path in found.files)]
     names = sorted({_near(path) for path in inputs})

@@ -64,9 +64,8 @@ class Finder:
         """None where nothing is known of a file but its path."""
         entry = self._locked(ref)
         wanted = _wanted(ref.declared, entry)
-        known = wanted.sha256 is not None or wanted.short is not None
         origin = (entry.resolved or entry.url if entry else None) or ref.declared.url
-        if not known and origin is None:
+        if not wanted.told and origin is None:
             return None
         found = self._kept(origin, wanted) if origin is not None else None
         if found is not None:
@@ -74,7 +73,7 @@ class Finder:
         near = [] if ref.declared.path is None else [ref.path.parent]
         near.append(ref.declared.folder)
         search = self._searching()
-        if known:
+        if wanted.told:
             try:
                 found = search.find(wanted, near)
                 if wanted.sha256 and wanted.short and not (found and search.has(found, wanted.short)):
@@ -107,7 +106,7 @@ class Finder:
         self, ref: SourceRef, wanted: Wanted, entry: LockedSource | None, origin: str | None, near: list[Path]
     ) -> MissingInput:
         what = f"{ref.path}: there is no such file" if ref.declared.path is not None else f"{ref.name} is not here"
-        if wanted.sha256 is not None or wanted.short is not None:
+        if wanted.told:
             locked = entry is not None and wanted.sha256 == entry.sha256 and not ref.declared.sha256
             what += f", and no file in the model folders has the {wanted.shown}{' of the lock' if locked else ''}"
         if near:
@@ -147,6 +146,8 @@ def _same_request(declared: Source, entry: LockedSource) -> bool:
     if declared.url is not None and entry.url not in (None, declared.url):
         return False
     digest, short = entry.sha256, declared.hash.lower() if declared.hash else None
+    if short is not None and short.startswith("b3:") and short != entry.digest:
+        return False
     if short is not None and len(short) in (10, 64) and digest is not None and not digest.startswith(short):
         return False
     return declared.sha256 in (None, digest)
@@ -154,11 +155,13 @@ def _same_request(declared: Source, entry: LockedSource) -> bool:
 
 def _wanted(declared: Source, entry: LockedSource | None) -> Wanted:
     digest, short = declared.sha256, declared.hash.lower() if declared.hash else None
+    model = short if short is not None and short.startswith("b3:") else None
     if short is not None and len(short) == 64:
         digest, short = digest or short, None
+    short = None if model else short
     if entry is not None and entry.sha256:
-        return Wanted(entry.sha256, short, entry.size)
-    return Wanted(digest, short, declared.size)
+        return Wanted(entry.sha256, short, entry.size, model)
+    return Wanted(digest, short, declared.size, model)
 
 
 def file_of(path: str) -> str:

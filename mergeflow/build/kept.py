@@ -11,8 +11,9 @@ from mergeflow.build.settings import Tally
 from mergeflow.digest import hash_bytes
 from mergeflow.errors import MergeflowError
 from mergeflow.formats.contents import read_contents
-from mergeflow.formats.files import Fingerprint, clear_dead_parts, dead_parts, fingerprint
+from mergeflow.formats.files import Fingerprint, fingerprint
 from mergeflow.formats.journal import read_journal
+from mergeflow.formats.parts import clear_dead_parts, dead_parts
 from mergeflow.plan.account import CAST, COMPUTED, COPIED, KEPT, account
 from mergeflow.plan.kept import Kept, KeptFile
 from mergeflow.plan.plans import OutputPlan, Plan

@@ -53,11 +53,13 @@ def add(name: str, digests: Iterable[str]) -> Path:
     """Add lines for digests that have no name yet, and return the file. One that has another name keeps it.
 
     Raises:
-        RecipeError: a digest has another name, or the file is not what it should be.
+        RecipeError: a digest has another name, this one is none, or the file is not what it should be.
         ResourceError: the file cannot be written.
     """
+    if not name.strip() or not name.isprintable():
+        raise RecipeError(f"{name!r} is no name: it is one line of text")
     known, path, lines = read(), file(), []
-    for digest in digests:
+    for digest in dict.fromkeys(digests):
         other = known.get(digest)
         if other is not None and other != name:
             raise RecipeError(
@@ -67,8 +69,10 @@ def add(name: str, digests: Iterable[str]) -> Path:
             lines.append(f"{json.dumps(digest)} = {json.dumps(name, ensure_ascii=False)}\n")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8", newline="\n") as out:
-            out.writelines(lines)
+        with path.open("a+b") as out:  # also where the last line of what is there has no end
+            out.seek(max(0, out.tell() - 1))
+            ended = out.read() in (b"", b"\n")
+            out.write(("" if ended else "\n").encode() + "".join(lines).encode())
     except OSError as error:
         raise ResourceError(f"{path} cannot be written: {error.strerror or error}") from error
     return path

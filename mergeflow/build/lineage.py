@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
 from mergeflow.arch import Architecture, understand
 from mergeflow.build.ancestors import Shelves
+from mergeflow.digest import shortened
 from mergeflow.errors import IntegrityError, MergeflowError
 from mergeflow.formats.contents import Contents, read_contents
 from mergeflow.ir.numbers import decimal
@@ -23,7 +24,7 @@ from mergeflow.plan.embed import DIGEST
 from mergeflow.provenance.beside import statement_path
 from mergeflow.provenance.claims import claims_of
 from mergeflow.provenance.making import Making, read_making
-from mergeflow.provenance.statement import read_statement
+from mergeflow.provenance.statement import read_statement, source_names
 
 MOST = 2_000  # files that are followed
 _APART = "differs"  # of shares that are not the same in all tensors of a block
@@ -49,7 +50,7 @@ class Ancestor:
 
     @property
     def title(self) -> str:
-        return self.path.name if self.path else self.called or f"{self.digest[:15]}…"
+        return self.path.name if self.path else self.called or shortened(self.digest)
 
     @property
     def parents(self) -> tuple[str, ...]:
@@ -69,7 +70,7 @@ class Lineage:
 
     def name(self, digest: str) -> str:
         found = self.files.get(digest)
-        return found.title if found is not None else f"{digest[:15]}…"
+        return found.title if found is not None else shortened(digest)
 
 
 @dataclass(slots=True)
@@ -95,17 +96,23 @@ def follow(files: Sequence[Path], shelves: Shelves) -> Lineage:
         digest = waiting.popleft()
         if digest in found:
             continue
-        found[digest] = _find(digest, search)
+        found[digest] = _find(digest, search, files)
         waiting.extend(found[digest].parents)
     return Lineage(roots, found)
 
 
-def _find(digest: str, search: _Search) -> Ancestor:
-    path = search.shelves.find(digest)
+def _find(digest: str, search: _Search, asked: Sequence[Path]) -> Ancestor:
+    """A merged file in which only the VAE has this digest is where a way ends; and no file is made of itself, though a
+    VAE that it took over may be found in it."""
+    path, unknown = search.shelves.find(digest), Ancestor(digest, None, search.names.get(digest, ""))
     if path is None:
-        return Ancestor(digest, None, search.names.get(digest, ""))
+        return unknown
     try:
-        return _read(path, read_contents(path), digest, search)
+        contents = read_contents(path)
+        found = _read(path, contents, digest, search)
+        if claims_of(path, contents.metadata).get(DIGEST, digest) == digest:
+            return found
+        return unknown if any(path.samefile(file) for file in asked) else replace(found, making=None)
     except MergeflowError as error:
         return Ancestor(digest, path, search.names.get(digest, ""), problem=error.message)
 
@@ -118,7 +125,7 @@ def _read(path: Path, contents: Contents, digest: str, search: _Search) -> Ances
     except IntegrityError as error:
         problem = error.message
     if statement := read_statement(statement_path(path)):
-        search.names |= _names(statement)
+        search.names |= source_names(statement)
     stored = contents.tensors.values()
     header = understand({t.name: t.shape for t in stored}, contents.other, contents.extras)
     digest = digest or claims.get(DIGEST, "")
@@ -126,17 +133,6 @@ def _read(path: Path, contents: Contents, digest: str, search: _Search) -> Ances
     nbytes = sum(file.stat().st_size for file in contents.files)
     called = search.names.get(digest, "")
     return Ancestor(digest, path, called, making, header.architecture, names, nbytes, problem)
-
-
-def _names(statement: Mapping[str, object]) -> dict[str, str]:
-    """What a statement calls the sources, by their digests."""
-    found: dict[str, str] = {}
-    try:
-        for dependency in statement["predicate"]["buildDefinition"]["resolvedDependencies"]:  # type: ignore[index]
-            found[f"b3:{dependency['digest']['mergeflow']}"] = str(dependency["name"])
-    except (TypeError, KeyError, AttributeError):
-        return found
-    return found
 
 
 def shares_by_block(file: Ancestor) -> dict[str, dict[str, str]]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mergeflow.errors import RecipeError
 from mergeflow.plan.place import FLOOR, Budget
+from mergeflow.tensors import parse_bytes
 
-_UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _GROUP = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 _UNLIMITED = 1 << 60  # what version 1 of control groups says where there is no limit is a little less than 2**63
@@ -19,14 +19,15 @@ THREAD_MAPPED = 80_000_000  # of each thread: its stack and what the allocator s
 
 
 def parse_memory(text: str) -> int:
-    """'4GB', '800M', '1.5 GiB' in bytes."""
-    match = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([KMGT]?)(I?)B?\s*", text.upper())
-    if match is None:
+    """'4GB', '800M', '1.5 GiB' in bytes.
+
+    Raises:
+        RecipeError: it is no amount, or none at all.
+    """
+    amount = parse_bytes(text)
+    if amount is None:
         shown = text if len(text) <= 40 else f"{text[:39]}…"
         raise RecipeError(f"{shown} is not an amount of memory", hint="write it as 4GB or 800MB")
-    number, unit, binary = match.groups()
-    factor = 1024 ** " KMGT".index(unit) if binary and unit else _UNITS[unit]
-    amount = int(float(number) * factor)
     if not amount:
         raise RecipeError("no memory at all is too little", hint="write it as 4GB or 800MB")
     return amount

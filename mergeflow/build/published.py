@@ -13,7 +13,7 @@ from mergeflow.build.told import TOLD, is_told, tell
 from mergeflow.digest import model_digest, printable
 from mergeflow.errors import MergeflowError, RecipeError
 from mergeflow.events import Reporter
-from mergeflow.formats.files import write_file
+from mergeflow.formats.parts import write_file
 from mergeflow.formats.sharded import INDEX, index_of, is_shard
 from mergeflow.formats.torchlayout import claims_path, read_claims
 from mergeflow.plan.bound import Bound

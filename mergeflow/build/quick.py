@@ -8,6 +8,7 @@ planned in full: the stamp decides nothing but this.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -75,6 +76,14 @@ def unchanged(asked: Asked, settings: Settings) -> tuple[BuiltOutput, ...] | Non
 
 def leave_stamp(asked: Asked, project: Project, plan: Plan, records: Records) -> None:
     """Remember a finished build. Sources and outputs are stamped with what was checked, not with what is there now."""
+    with contextlib.suppress(OSError):  # a file that it read is gone: the build is done, and the next one is planned
+        stamp = _stamp(asked, project, plan, records)
+        if stamp is not None:
+            records.put_stamp(asked.digest(project.settings), stamp)
+
+
+def _stamp(asked: Asked, project: Project, plan: Plan, records: Records) -> dict[str, Any] | None:
+    """None where it cannot be said that nothing changed since it was read."""
     from mergeflow.arch import user_files, user_places  # as below: what a build with nothing to do does not need
     from mergeflow.build.published import side_files
     from mergeflow.methods.registry import foreign_files
@@ -90,24 +99,23 @@ def leave_stamp(asked: Asked, project: Project, plan: Plan, records: Records) ->
         for path in (*output.files, *side_files(output, project.bound).values()):
             record = records.find(path)
             if record is None:
-                return
+                return None
             at.append([str(path), list(record.at)])
         outputs.append([output.path, str(output.target), output.layout.file_size, at])
     for path in files:
         if not quiet_since(fingerprint(path.stat()), path, asked.began_ns):
-            return  # it may have been edited after it was read
+            return None  # it may have been edited after it was read
     sources = [
         (os.path.abspath(path), at)  # noqa: PTH100
         for found in project.sources.known().values()
         for path, at in zip(found.files, found.at, strict=True)
     ]
     if not all(quiet_since(at, Path(path), asked.began_ns) for path, at in sources):
-        return  # as above; and then the memo does not trust them either
+        return None  # as above; and then the memo does not trust them either
     recipes = [[os.path.abspath(path), _digest(path)] for path in files]  # noqa: PTH100
     folders = [[os.path.abspath(path), _listed(path)] for path in user_places()]  # noqa: PTH100
     absent = [os.path.abspath(path) for path in finder.absent]  # noqa: PTH100
-    stamp = {"recipes": recipes, "folders": folders, "sources": sources, "outputs": outputs, "absent": absent}
-    records.put_stamp(asked.digest(project.settings), stamp)
+    return {"recipes": recipes, "folders": folders, "sources": sources, "outputs": outputs, "absent": absent}
 
 
 def _holds(stamp: Mapping[str, Any]) -> bool:

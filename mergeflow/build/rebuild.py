@@ -1,28 +1,29 @@
 """Building a file again from what it says of its making, to see whether the same comes out.
 
 The recipe is the one that is given, the one inside the file, or the one beside it; its sources are found by what the
-file says they are (their digests), whatever they are called by now. First the plan is compared with what the file says,
-then what the build makes with the tensors that the file holds.
+file says they are (`ingredients`). First the plan is compared with what the file says, then what the build makes with
+the tensors that the file holds.
 """
 
 from __future__ import annotations
 
 import filecmp
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, permutations
 from pathlib import Path
 
-from mergeflow.build.ancestors import Shelves, digests_of
 from mergeflow.build.compare import Compared, compare, farthest
+from mergeflow.build.ingredients import Ingredients
 from mergeflow.build.project import Project
 from mergeflow.build.settings import Settings
 from mergeflow.build.targets import file_of
-from mergeflow.errors import MergeflowError, MissingInput, NotReproducible, RecipeError
+from mergeflow.digest import shortened
+from mergeflow.errors import MergeflowError, NotReproducible, RecipeError
 from mergeflow.events import Event, PhaseEnded, PhaseStarted, Progressed, Reporter
 from mergeflow.exchange import graph
 from mergeflow.formats.layout import MODEL_DIGEST, TENSOR_HASH
+from mergeflow.formats.sharded import index_of_shard
 from mergeflow.plan.embed import GRAPH, RECIPE
 from mergeflow.plan.plans import OutputPlan, Plan
 from mergeflow.provenance.beside import plain_name
@@ -31,12 +32,11 @@ from mergeflow.provenance.making import Making, read_making
 from mergeflow.provenance.sidecar import is_ours, sidecar_path
 from mergeflow.recipe import Recipe, Source, load, loads
 from mergeflow.recipe.overrides import override
-from mergeflow.recipe.shared import file_name, without_overrides
+from mergeflow.recipe.shared import without_overrides
 from mergeflow.sources.identify import Identified, identify
 from mergeflow.sources.memo import Memo
 
 CLOSE = 1e-3  # of a tensor's size: how far methods that are not exact may be off elsewhere
-MOST_TRIES = 24  # ways to give files to names that are planned, where only digests say what is what
 _LATE = (MODEL_DIGEST, TENSOR_HASH)  # of the tensors themselves
 
 
@@ -62,16 +62,23 @@ class Rebuilder:
         given: Mapping[str, Path] | None = None, scratch: Path | None = None, workers: int = 1,
     ) -> None:  # fmt: skip
         self._settings, self._memo, self._report, self._workers = settings, memo, report, workers
-        self._folders, self._given, self._scratch = folders, dict(given or {}), scratch
+        self._ingredients = Ingredients(memo, report, folders=folders, given=given or {}, workers=workers)
+        self._scratch = scratch
 
     def rebuild(self, found: Identified, recipe_file: Path | None = None, wanted: str | None = None) -> Rebuilt:
         """`wanted`: the output of the recipe that the file is, where its name does not tell.
 
         Raises:
-            RecipeError: it cannot be tried: the file does not say how it was made, or its recipe cannot be found.
+            RecipeError: it cannot be tried: the file does not say how it was made, its recipe cannot be found, or it is
+                a shard.
             MissingInput: a source is not to be found.
             NotReproducible: another version of the arithmetic made it, or its recipe makes something else.
         """
+        if (index := index_of_shard(found.path)) is not None:
+            raise RecipeError(
+                "it is one of the files of a model, which are built together",
+                hint=f"verify {index.name}, which lists them",
+            )
         claims = claims_of(found.path, found.metadata)
         making = read_making(claims)
         if making is None and recipe_file is None:
@@ -86,7 +93,7 @@ class Rebuilder:
     ) -> Rebuilt:  # fmt: skip
         settings = replace(self._settings, output_root=folder, cache=folder / "cache", locked=False, force=True)
         problem: MergeflowError | None = None
-        for sources in self._choices(recipe, found.path, making):
+        for sources in self._ingredients.choices(recipe, found.path, making):
             with Project(_with(recipe, sources), settings, _subdued(self._report)) as project:
                 plan, output = self._planned(project, found.path, wanted, claims)
                 try:
@@ -130,72 +137,10 @@ class Rebuilder:
         off = max((t.sums.relative or 0.0 for t in differing if t not in far), default=0.0)
         return Rebuilt(tuple(far), len(result.tensors), False, sources, off)
 
-    # -- sources -------------------------------------------------------------------------------------------------
-
-    def _choices(self, recipe: Recipe, file: Path, making: Making | None) -> Iterator[dict[str, Path]]:
-        """Files for the recipe's sources: by name where one of that name has a digest that the file was made of, else
-        by digest; where several digests are left for several names, every way to give them, up to a limit."""
-        named = {name: source for name, source in recipe.sources.items() if source.called}
-        if unknown := next((name for name in self._given if name not in recipe.sources), None):
-            raise RecipeError(f"its recipe has no source {unknown}", hint=f"it has {', '.join(recipe.sources)}")
-        chosen = {name: path.absolute() for name, path in self._given.items()}
-        digests = making.sources if making is not None else ()
-        shelves = Shelves(self._folders, [file.parent, Path()], self._memo, self._report, workers=self._workers)
-        taken = {digest for path in chosen.values() for digest in self._digests(path)}
-        open_names: list[str] = []
-        for name, source in named.items():
-            if name in chosen:
-                continue
-            said = source.note if source.note in digests else None  # by a recipe out of a graph
-            at = shelves.find(said) if said else self._by_name(source, shelves, digests)
-            if at is None:
-                open_names.append(name)
-            else:
-                chosen[name] = at
-                taken |= {*self._digests(at)}
-        left = [digest for digest in digests if digest not in taken]
-        paths = [path for digest in left if (path := shelves.find(digest)) is not None]
-        anyway = {name: at for name in open_names if (at := self._by_name(named[name], shelves, ())) is not None}
-        if not open_names or not left:  # what cancels out is in no file: its name has to do
-            yield {**anyway, **chosen}
-            return
-        if len(paths) < min(len(open_names), len(left)):
-            raise self._not_found(open_names[0], named, anyway, left)
-        for order in islice(permutations(open_names, min(len(open_names), len(paths))), MOST_TRIES):
-            yield {**anyway, **chosen, **dict(zip(order, paths, strict=False))}
-
-    def _not_found(
-        self, name: str, named: Mapping[str, Source], anyway: Mapping[str, Path], left: Sequence[str]
-    ) -> MergeflowError:
-        elsewhere = f"--models FOLDER names a folder to search, --source {name}=PATH the file"
-        if name in anyway:
-            is_now = _short(self._digests(anyway[name])[0])
-            was = f", not {_short(left[0])}" if len(left) == 1 else ""
-            return NotReproducible(
-                f"its source {name} has changed: {anyway[name].name} is {is_now}{was}", hint=elsewhere
-            )
-        what = f"; it was {_short(left[0])}" if len(left) == 1 else ""
-        return MissingInput(
-            f"its source {name} ({file_name(named[name].called)}) is not to be found{what}", hint=elsewhere
-        )
-
-    def _by_name(self, source: Source, shelves: Shelves, digests: Sequence[str]) -> Path | None:
-        """The file where the recipe has it, else one of that name in the folders; of one of these digests, where there
-        are any."""
-        there = source.folder / source.called
-        others = [there] if there.is_file() else []
-        others += [path for path in shelves.named(file_name(source.called)) if path not in others]
-        if not digests:
-            return others[0].absolute() if others else None
-        return next((p.absolute() for p in others if not {*self._digests(p)}.isdisjoint(digests)), None)
-
-    def _digests(self, path: Path) -> tuple[str, ...]:
-        return digests_of(identify(path, self._memo, self._report, workers=self._workers))
-
 
 def _recipe_of(file: Path, claims: Mapping[str, str], given: Path | None) -> Recipe:
     """The recipe that is given, the one inside the file, or the one beside it, with what the command line changed when
-    the file was made; else the one that the file's graph comes to, whose notes say which models its sources are."""
+    the file was made; else the one that the file's graph comes to, which knows its sources by their digests."""
     if given is not None:
         return load(given)
     if RECIPE in claims:
@@ -239,7 +184,7 @@ def _check_claims(plan: Plan, output: OutputPlan, claims: Mapping[str, str], mak
     names = {facts.model: facts.name for facts in plan.facts.values()}
 
     def name(digest: str) -> str:
-        return names.get(digest) or _short(digest)
+        return names.get(digest) or shortened(digest)
 
     if making is not None and planned[GRAPH] != claims[GRAPH]:
         would = read_making(planned)
@@ -282,7 +227,3 @@ def _amount(tensor: Compared) -> str:
     if relative is None:
         return tensor.why or tensor.state
     return f"by {relative:.2g} of its size" if relative else "in values that are equal as numbers"
-
-
-def _short(digest: str) -> str:
-    return f"{digest[:15]}…"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from mergeflow.errors import MergeflowError, UnknownName
+from mergeflow.errors import MergeflowError, RecipeError, UnknownName
 
 CACHE_VARIABLE = "MERGEFLOW_CACHE"
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -83,6 +83,8 @@ def check_device(name: str) -> str:
     Raises:
         RecipeError: no device is called so.
     """
+    if name.lower() in ("gpu", "nvidia", "rocm"):
+        raise RecipeError(f"no device is called {name}", hint="did you mean cuda? Cards of AMD are called so as well")
     if name not in DEVICES and not re.fullmatch(r"cuda:[0-9]{1,3}", name):
         raise UnknownName("device", name, [*DEVICES, "cuda:0"], hint="`mergeflow devices` shows what there is")
     return name

@@ -19,7 +19,7 @@ from mergeflow.plan.facts import SourceFacts
 from mergeflow.plan.originals import Originals
 from mergeflow.provenance.claims import claims_of
 from mergeflow.sources.adapt import adapt, check_is_model
-from mergeflow.sources.hashes import check_claims, old_hash, sha256
+from mergeflow.sources.hashes import check_claims, check_model, old_hash, sha256
 from mergeflow.sources.identify import Identified, identify
 from mergeflow.sources.memo import Memo
 
@@ -64,13 +64,14 @@ class Sources:
         found = self.identified(source)
         ref = self._bound.sources[source]
         declared = ref.declared
+        asked = declared.hash if declared.hash and declared.hash.startswith("b3:") else None
         try:
             check_claims(
                 ref.path,
                 self._memo,
                 self._report,
                 sha256_claim=declared.sha256,
-                short=declared.hash,
+                short=None if asked else declared.hash,
                 size=declared.size,
             )
             adapted = adapt(
@@ -82,6 +83,8 @@ class Sources:
                 kind=declared.kind,
             )
             check_is_model(adapted, ref.name)
+            if asked is not None and adapted.model != asked:
+                check_model(ref.path, found.model, asked)
         except MergeflowError as error:
             error.place = error.place or declared.place
             raise

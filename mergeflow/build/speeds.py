@@ -1,9 +1,9 @@
 """How fast this machine is: measured the first time that it matters, then remembered beside the memo.
 
 Every figure takes some milliseconds and is the best of a few tries, as other work only makes it worse. The disk is that
-of the largest source, read past the page cache; where the file system cannot do that, a usual rate is taken. How fast
-accelerators are is measured by `mergeflow devices --measure`, because it means to import torch and wake them: until
-then what their link and their kind do at least is taken.
+of the largest source, read past the page cache; where the file system cannot do that, a usual rate is taken. What takes
+longer is measured by `mergeflow devices --measure`: how fast the disk of the current folder writes, and accelerators,
+as that means to import torch and wake them. Until then what hardware of the kind does at least is taken.
 """
 
 from __future__ import annotations
@@ -15,29 +15,48 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from mergeflow.build.accelerators import look
-from mergeflow.errors import MergeflowError
-from mergeflow.formats.files import write_file
+from mergeflow.errors import MergeflowError, ResourceError
+from mergeflow.formats.parts import write_file
 from mergeflow.plan.outlook import Accelerator, Machine, Speeds
+from mergeflow.tensors import human_bytes
 
-FILE, VERSION = "speeds.json", 1
+FILE, VERSION = "speeds.json", 2
+_PARTS = ("host", "disks", "writes", "accelerators")
+_WRITTEN = 256 << 20  # bytes, to know how fast a disk writes
 _PIECE, _PIECES = 4 << 20, 8  # of a source that are read to know a disk
 _ELEMENTS, _TERMS = 1 << 19, 3
 _TRIES = 3
 
 
-def machine(memo: Path, device: str, sources: Iterable[Path]) -> Machine:
-    """What is known of this machine, measured where nothing is.
+def machine(memo: Path, device: str, sources: Iterable[Path], outputs: Path | None = None) -> Machine:
+    """What is known of this machine, measured where nothing is. `outputs` is the folder that they go into, which may
+    not be there yet.
 
     Raises:
         ResourceError: it has no such device.
     """
     known = remembered(memo)
     speeds = _speeds(memo, known, sources)
-    return Machine(speeds, tuple(with_measured(a, known) for a in look(device)))
+    if outputs is not None and (rate := known["writes"].get(_disk_of(outputs))) is not None:
+        speeds = replace(speeds, write=float(rate))
+    return Machine(speeds, tuple(with_measured(a, known) for a in look(device)), _compiled())
+
+
+def _compiled() -> bool:
+    """Whether the CPU has compiled code for sums and kernels, and may use it."""
+    from mergeflow.executor.device import KERNELS_VARIABLE
+
+    try:
+        for name in ("_sums", "_kernels"):
+            import_module(f"mergeflow.executor.{name}")
+    except ImportError:  # there was no compiler when this was installed
+        return False
+    return os.environ.get(KERNELS_VARIABLE) != "torch"
 
 
 def with_measured(there: Accelerator, known: Mapping[str, Any]) -> Accelerator:
@@ -85,11 +104,11 @@ def remembered(memo: Path) -> dict[str, Any]:
     """What is in the file; nothing where it is not there, or is not what this version writes."""
     try:
         found = json.loads((memo / FILE).read_text())
-        if found["version"] == VERSION and all(isinstance(found[k], dict) for k in ("host", "disks", "accelerators")):
+        if found["version"] == VERSION and all(isinstance(found[part], dict) for part in _PARTS):
             return dict(found)
     except (OSError, ValueError, TypeError, KeyError):
         pass  # measured again
-    return {"version": VERSION, "host": {}, "disks": {}, "accelerators": {}}
+    return {"version": VERSION, **{part: {} for part in _PARTS}}
 
 
 def remember(memo: Path, known: Mapping[str, Any]) -> None:
@@ -167,6 +186,42 @@ def _read_rate(path: Path) -> float | None:
         os.close(file)
 
 
+def measure_writing(memo: Path, folder: Path) -> float:
+    """Bytes per second of writing to the disk of a folder, with a sync at the end; remembered.
+
+    Raises:
+        ResourceError: nothing can be written there.
+    """
+    block = os.urandom(_PIECE)
+    path = folder / f".mergeflow-{os.getpid()}.trial"
+    try:
+        with path.open("xb", buffering=0) as file:
+            began = time.perf_counter()
+            for _ in range(_WRITTEN // _PIECE):
+                file.write(block)
+            os.fsync(file.fileno())
+            rate = _WRITTEN / max(time.perf_counter() - began, 1e-9)
+    except OSError as error:
+        raise ResourceError(
+            f"{folder}: how fast its disk writes cannot be measured: {error.strerror}",
+            hint=f"go to a folder that {human_bytes(_WRITTEN)} can be written to",
+        ) from error
+    finally:
+        path.unlink(missing_ok=True)
+    known = remembered(memo)
+    known["writes"][_disk_of(folder)] = rate
+    remember(memo, known)
+    return rate
+
+
+def _disk_of(folder: Path) -> str:
+    """The number of its file system, or of the nearest folder above that is there."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return str(folder.stat().st_dev)
+
+
 def measure_accelerator(memo: Path, there: Accelerator) -> Accelerator:
     """Measure one, and remember it.
 
@@ -175,7 +230,7 @@ def measure_accelerator(memo: Path, there: Accelerator) -> Accelerator:
     """
     from mergeflow.executor.trial import rates
 
-    found = rates(there.name)
+    found = rates(there.name, there.free[0])
     known = remembered(memo)
     known["accelerators"][identity(there)] = asdict(found)
     remember(memo, known)

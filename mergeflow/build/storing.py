@@ -11,16 +11,17 @@ from contextlib import ExitStack
 from dataclasses import astuple
 from pathlib import Path
 
-from mergeflow.build.machine import parse_memory
 from mergeflow.build.settings import Settings, cache_folder
 from mergeflow.errors import MergeflowError, RecipeError
-from mergeflow.formats.files import process_mark, write_file
+from mergeflow.formats.parts import write_file
+from mergeflow.formats.processes import process_mark
 from mergeflow.plan.cost import Rates
 from mergeflow.plan.plans import Plan
 from mergeflow.plan.program import STAGED
 from mergeflow.plan.stored import Storing
 from mergeflow.store.local import LocalStore
 from mergeflow.store.objects import Limits, Store, Stored
+from mergeflow.tensors import parse_bytes
 
 SIZE_VARIABLE = "MERGEFLOW_CACHE_SIZE"
 LARGEST = 50_000_000_000  # bytes of objects unless told otherwise, and no more than a tenth of the disk
@@ -71,17 +72,11 @@ class Shelf:
         self._held.close()
         self._building = False
         if plan.objects or plan.checks or plan.declined:
-            self.store.gc(Limits(max_size=self._limit(), grace=0.0))
-
-    def _limit(self) -> int:
-        asked = os.environ.get(SIZE_VARIABLE, "").strip()
-        if asked:
-            return _parse_size(asked)
-        return min(LARGEST, shutil.disk_usage(_there(self._folder)).total // 10)
+            self.store.gc(Limits(max_size=size_limit(self._folder), grace=0.0))
 
     def _room(self) -> int:
         """What new objects may take: no more than the limit, and never more than half of what is free."""
-        return min(self._limit(), shutil.disk_usage(_there(self._folder)).free // 2)
+        return min(size_limit(self._folder), shutil.disk_usage(_there(self._folder)).free // 2)
 
     def _rates(self) -> Rates:
         """How fast the store's disk is: measured the first time that it matters, then remembered on this machine."""
@@ -98,20 +93,26 @@ class Shelf:
         return Rates(*known[device])
 
 
+def size_limit(folder: Path) -> int:
+    """How many bytes of objects a store keeps after a build: as MERGEFLOW_CACHE_SIZE says, else what is usual.
+
+    Raises:
+        RecipeError: MERGEFLOW_CACHE_SIZE is no amount.
+    """
+    asked = os.environ.get(SIZE_VARIABLE, "").strip()
+    return _parse_size(asked) if asked else min(LARGEST, shutil.disk_usage(_there(folder)).total // 10)
+
+
 def _parse_size(text: str) -> int:
     """Bytes; unlike of memory, none at all is an answer.
 
     Raises:
         RecipeError: it is no amount.
     """
-    if text.upper() in ("0", "0B"):
-        return 0
-    try:
-        return parse_memory(text)
-    except RecipeError as error:
-        raise RecipeError(
-            f"{SIZE_VARIABLE} is {text!r}, which is no size", hint="write it as 20GB; 0 keeps nothing"
-        ) from error
+    size = parse_bytes(text)
+    if size is None:
+        raise RecipeError(f"{SIZE_VARIABLE} is {text!r}, which is no size", hint="write it as 20GB; 0 keeps nothing")
+    return size
 
 
 def _read(path: Path) -> dict[str, list[float]]:
@@ -144,8 +145,6 @@ def _measure(folder: Path) -> list[float]:
 
 
 def _there(folder: Path) -> Path:
-    """The folder, or the nearest above it that exists."""
+    """The folder, or the nearest above it that exists; itself where none does (on Windows, a drive)."""
     folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return folder
+    return next((path for path in (folder, *folder.parents) if path.exists()), folder)

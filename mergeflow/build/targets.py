@@ -104,6 +104,12 @@ def targets(bound: Bound, outputs: Iterable[str], root: Path, inputs: Mapping[st
             )
         _check_writable(path, real, place)
         result[path] = real
+    _check_none_is_below_another(used, bound)
+    return result
+
+
+def _check_none_is_below_another(used: Mapping[str, str], bound: Bound) -> None:
+    """`used`: the outputs by their files, in lower case."""
     for folded, path in used.items():
         above = next((used[str(p)] for p in Path(folded).parents if str(p) in used), None)
         if above is not None:
@@ -112,7 +118,6 @@ def targets(bound: Bound, outputs: Iterable[str], root: Path, inputs: Mapping[st
                 place=bound.outputs[path][1].place,
                 hint="rename one of them",
             )
-    return result
 
 
 def _real(path: Path) -> Path:
@@ -131,9 +136,11 @@ def _same_file(target: Path, source: Path) -> bool:
 
 
 def _check_writable(path: str, target: Path, place: Place) -> None:
-    folder = target.parent
-    while not folder.exists():
-        folder = folder.parent
+    folder = next((above for above in target.parents if above.exists()), None)
+    if folder is None:
+        raise ResourceError(
+            f"{path} cannot be made: there is no {target.anchor}", place=place, hint="choose another --output-root"
+        )
     if not folder.is_dir():
         raise ResourceError(
             f"{path} cannot be made: {folder} is a file, not a folder", place=place, hint="give the output another path"

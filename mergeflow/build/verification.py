@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergeflow.build.rebuild import Rebuilder, damage_of
-from mergeflow.errors import IntegrityError, MergeflowError, MissingInput, NotReproducible, RecipeError
+from mergeflow.digest import shortened
+from mergeflow.errors import IntegrityError, MergeflowError, MissingInput, NotReproducible, RecipeError, ResourceError
 from mergeflow.events import Reporter
 from mergeflow.formats.files import Fingerprint
 from mergeflow.formats.layout import TENSOR_HASH, canonical_order
 from mergeflow.formats.many import ReadFiles
+from mergeflow.formats.sharded import index_of_shard
 from mergeflow.plan.embed import DIGEST
 from mergeflow.provenance.beside import read_sums, statement_path, sums_path
 from mergeflow.provenance.claims import claims_of
@@ -26,7 +28,8 @@ from mergeflow.sources.hashes import sha256
 from mergeflow.sources.identify import Identified, identify
 from mergeflow.sources.memo import Known, Memo, Part
 
-OK, UNKNOWN, DIFFERS, MISSING, DAMAGED, UNLIKE = "ok", "unknown", "differs", "missing", "damaged", "not reproduced"
+OK, UNKNOWN, MISSING, UNREAD = "ok", "unknown", "missing", "not read"
+DIFFERS, UNLIKE, DAMAGED = "differs", "not reproduced", "damaged"
 _STEP = 1 << 22
 _HASH = re.compile("0x[0-9a-f]{64}")  # what else stands there a recipe has put there
 
@@ -76,12 +79,11 @@ def check(
     name = shown or str(file)
     try:
         found = identify(file, Unknowing(), report, workers=workers)
-    except MissingInput:
-        return Verdict(name, MISSING, "there is no such file")
+        verdict = _judge(file, name, found, expected, report)
     except MergeflowError as error:
-        return Verdict(name, DAMAGED, error.message.removeprefix(f"{file}: "))
-    verdict = _judge(file, name, found, expected, report)
-    if again is None or verdict.verdict in (MISSING, DIFFERS):
+        kind = {MissingInput: MISSING, ResourceError: UNREAD}.get(type(error), DAMAGED)
+        return Verdict(name, kind, error.message.removeprefix(f"{file}: "), hint=error.hint)
+    if again is None or verdict.verdict == DIFFERS:
         return verdict
     return _built_again(found, verdict, again)
 
@@ -90,19 +92,21 @@ def _judge(file: Path, name: str, found: Identified, expected: Mapping[str, str]
     digest, claims = found.model, claims_of(file, found.metadata)
     claimed = claims.get(DIGEST)
     if claimed is not None and claimed != digest:
-        return Verdict(name, DAMAGED, f"its tensors are {short(digest)}, it claims to be {short(claimed)}", digest)
+        return Verdict(
+            name, DAMAGED, f"its tensors are {shortened(digest)}, it claims to be {shortened(claimed)}", digest
+        )
     try:
         held = list(_claims_that_hold(file, found, claims, report))
     except IntegrityError as error:
         return Verdict(name, DAMAGED, error.message, digest, error.hint)
     if expected and digest not in expected:
         one = next(iter(expected.items())) if len(expected) == 1 else None
-        locked = f"the lock says {short(one[0])} ({one[1]})" if one else "which is none that the lock names"
-        return Verdict(name, DIFFERS, f"it is {short(digest)}, {locked}", digest)
+        locked = f"the lock says {shortened(one[0])} ({one[1]})" if one else "which is none that the lock names"
+        return Verdict(name, DIFFERS, f"it is {shortened(digest)}, {locked}", digest)
     held = [*(["as it claims"] if claimed else []), *([f"as locked ({expected[digest]})"] if expected else []), *held]
     if held:
-        return Verdict(name, OK, f"{short(digest)}, {', '.join(held)}", digest)
-    return Verdict(name, UNKNOWN, f"{short(digest)}; it claims nothing, and no lock knows it", digest)
+        return Verdict(name, OK, f"{shortened(digest)}, {', '.join(held)}", digest)
+    return Verdict(name, UNKNOWN, f"{shortened(digest)}; it claims nothing, and no lock knows it", digest)
 
 
 def _claims_that_hold(file: Path, found: Identified, claims: Mapping[str, str], report: Reporter) -> Iterator[str]:
@@ -112,17 +116,10 @@ def _claims_that_hold(file: Path, found: Identified, claims: Mapping[str, str], 
         IntegrityError: something does not hold.
     """
     making = read_making(claims)
-    if making is not None:
-        check_tensors(making, found.tensors)
-    stated = claims.get(TENSOR_HASH, "")
-    one_file = found.files == (file,) and file.suffix.lower() == ".safetensors"
-    if (
-        _HASH.fullmatch(stated)
-        and DIGEST in claims
-        and one_file
-        and stated != (tensors := f"0x{_hash_of_tensors(found)}")
-    ):
-        raise IntegrityError(f"{TENSOR_HASH} is {tensors[:14]}…, it claims {stated[:14]}…")
+    if index_of_shard(file) is None:  # a shard carries what is said of the whole
+        if making is not None:
+            check_tensors(making, found.tensors)
+        _check_tensor_hash(file, found, claims)
     stated_beside = {
         sums_path(file).name: read_sums(sums_path(file)),
         statement_path(file).name: subjects(read_statement(statement_path(file)) or {}),
@@ -135,6 +132,19 @@ def _claims_that_hold(file: Path, found: Identified, claims: Mapping[str, str], 
                 raise IntegrityError(f"the sha256 of {path.name} is {whole[:12]}…, {beside} says {said[:12]}…")
     if told := [beside for beside, said in stated_beside.items() if said]:
         yield f"as {' and '.join(told)} {'say' if len(told) > 1 else 'says'}"
+
+
+def _check_tensor_hash(file: Path, found: Identified, claims: Mapping[str, str]) -> None:
+    """The hash of ModelSpec, which is one of mergeflow's in single safetensors files that it made.
+
+    Raises:
+        IntegrityError: it is another.
+    """
+    stated = claims.get(TENSOR_HASH, "")
+    if found.files != (file,) or file.suffix.lower() != ".safetensors" or DIGEST not in claims:
+        return
+    if _HASH.fullmatch(stated) and stated != (tensors := f"0x{_hash_of_tensors(found)}"):
+        raise IntegrityError(f"{TENSOR_HASH} is {tensors[:14]}…, it claims {stated[:14]}…")
 
 
 def _hash_of_tensors(found: Identified) -> str:
@@ -173,8 +183,4 @@ def _built_again(found: Identified, verdict: Verdict, again: Again) -> Verdict:
     same = "the same, byte for byte" if rebuilt.identical else "the same tensors, in a file that is written otherwise"
     if rebuilt.off:
         same = f"the same but for {rebuilt.off:.2g} of a tensor's size, as methods that are not exact may be"
-    return Verdict(name, OK, f"{short(found.model)}, built again from its sources: {same}", digest)
-
-
-def short(digest: str) -> str:
-    return f"{digest[:15]}…"
+    return Verdict(name, OK, f"{shortened(found.model)}, built again from its sources: {same}", digest)

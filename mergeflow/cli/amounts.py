@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mergeflow.tensors import parse_bytes
+
 if TYPE_CHECKING:
     _IntType = click.ParamType[int]
     _FloatType = click.ParamType[float]
 else:
     _IntType = _FloatType = click.ParamType
 
-_SIZES = " KMGT"
 _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _NUMBER = r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*"
 
@@ -26,11 +27,10 @@ class Size(_IntType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        match = re.fullmatch(_NUMBER + r"([KMGT]?)(I?)B?\s*", str(value).upper())
-        if match is None:
+        size = parse_bytes(str(value))
+        if size is None:
             self.fail(f"{value!r} is not a size: write it as 10GB or 800MB", param, ctx)
-        number, unit, binary = match.groups()
-        return int(float(number) * (1024 if binary else 1000) ** _SIZES.index(unit or " "))
+        return size
 
 
 class Duration(_FloatType):

@@ -15,7 +15,7 @@ from mergeflow.cli import options
 from mergeflow.cli.amounts import Duration, Share, Size
 from mergeflow.cli.report import Screen
 from mergeflow.cli.text import plural, print_json, table
-from mergeflow.errors import RecipeError
+from mergeflow.errors import IntegrityError, RecipeError
 from mergeflow.tensors import human_bytes
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ INFO, LS, GC, VERIFY, CHANGED, PATH = (
 )
 SHORT = 12  # digits of an id that are shown
 LEAST = 4  # digits of an id that have to be given
-DAMAGED = 5  # the exit code of IntegrityError
 ORDERS: dict[str, Callable[[ObjectInfo], Any]] = {
     "used": lambda o: (-o.used_ns, o.id),
     "size": lambda o: (-o.size, o.id),
@@ -42,6 +41,9 @@ ORDERS: dict[str, Callable[[ObjectInfo], Any]] = {
 def command() -> None:
     """Intermediate results that were kept, so that an edit or a sweep need not compute them again. All of it may be
     removed at any time: what is lost is time.
+
+    A build keeps no more than 50 GB or a tenth of the disk, whichever is less. MERGEFLOW_CACHE_SIZE=20GB sets another
+    limit, 0 keeps nothing.
     """
 
 
@@ -52,17 +54,20 @@ def _shared(function: F) -> F:
 @command.command(short_help="how much is kept, and of what use it was")
 @_shared
 def info(as_json: bool, **given: Any) -> None:
-    """How much is kept, and of what use it was."""
+    """How much is kept, how much may be, and of what use it was."""
+    from mergeflow.build.storing import size_limit
+
     with _store(given) as (store, folder, _):
-        objects, counted = store.objects(), store.statistics()
+        objects, counted, limit = store.objects(), store.statistics(), size_limit(folder)
     total, pinned = sum(o.size for o in objects), [o for o in objects if o.pinned]
     asked = counted.hits + counted.misses
     if as_json:
         kept = {"objects": len(objects), "bytes": total, "tensors": sum(o.tensors for o in objects)}
         held = {"objects": len(pinned), "bytes": sum(o.size for o in pinned)}
-        print_json(INFO, folder=str(folder), kept=kept, pinned=held, statistics=asdict(counted))
+        print_json(INFO, folder=str(folder), limit=limit, kept=kept, pinned=held, statistics=asdict(counted))
         return
     rows = [("folder", str(folder)), ("kept", f"{plural(len(objects), 'object')}, {human_bytes(total)}")]
+    rows.append(("limit", f"{human_bytes(limit)} after a build (MERGEFLOW_CACHE_SIZE)"))
     if pinned:
         rows.append(("pinned", f"{plural(len(pinned), 'object')}, {human_bytes(sum(o.size for o in pinned))}"))
     share = f" ({counted.hits / asked:.0%})" if asked else ""
@@ -158,7 +163,7 @@ def verify(sample: float | None, as_json: bool, **given: Any) -> None:
         count = len(verified.damaged)
         verdict = f"{count:,} {'was' if count == 1 else 'were'} damaged" if count else "all as it was written"
         click.echo("\n".join([*rows, f"{read}: {verdict}"]))
-    click.get_current_context().exit(DAMAGED if verified.damaged else 0)
+    click.get_current_context().exit(IntegrityError.exit_code if verified.damaged else 0)
 
 
 @command.command(short_help="keep objects from gc")

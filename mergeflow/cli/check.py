@@ -95,12 +95,15 @@ def _remember(name: str, verdicts: Sequence[Verdict], screen: Screen) -> None:
 
     Raises:
         RecipeError: several files, or one without either.
+        MissingInput, IntegrityError: the file cannot be read.
     """
     from mergeflow.build import known
 
-    health = verdicts[0].health if len(verdicts) == 1 else None
     if len(verdicts) > 1:
         raise RecipeError("--remember is for one file", hint="give one FILE")
+    if verdicts[0].error is not None:
+        raise verdicts[0].error
+    health = verdicts[0].health
     parts = {c: part.digest for c, part in health.parts.items() if c in known.COMPONENTS} if health else {}
     if not parts:
         raise RecipeError(f"{verdicts[0].file} has neither a VAE nor a text encoder that could be remembered")

@@ -66,6 +66,7 @@ def methods(context: click.Context, parameter: click.Parameter, begun: str) -> l
 
 
 def architectures(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
-    from mergeflow.arch import names
+    """Ours, and the user's own."""
+    from mergeflow.arch import names, user_files
 
-    return [CompletionItem(name) for name in names() if name.startswith(begun)]
+    return [CompletionItem(name) for name in (*names(), *user_files()) if name.startswith(begun)]

@@ -52,6 +52,7 @@ def _store(plan: Plan) -> dict[str, Any]:
             "bytes": o.layout.file_size,
             **({} if o.kind == "step" else _seconds(o.cost)),
             "reason": o.reason,
+            "placement": o.placement and placed(o.placement, kernels=True),
         }
         for o in plan.objects
     ]
@@ -151,7 +152,7 @@ def _output(plan: Plan, output: OutputPlan, forms: Forms) -> dict[str, Any]:
 
 def placed(placement: Placement, *, kernels: bool = False) -> dict[str, Any]:
     """Where a pass runs: `peak` bytes of the machine's memory, `vram` of each of `devices`, `seconds` that it should
-    take, what it is bound by, and the runner-up; with `kernels`, each program by itself."""
+    take, what it is bound by, and the runner-up; with `kernels`, each program by itself, as if it were all of it."""
     names = ("device", "strategy", "workers", "unit", "tile", "peak", "devices", "vram")
     found: dict[str, Any] = {name: getattr(placement, name) for name in names}
     if (outlook := placement.outlook) is None:
@@ -166,6 +167,8 @@ def placed(placement: Placement, *, kernels: bool = False) -> dict[str, Any]:
                 "device": k.device,
                 "strategy": k.strategy,
                 "tile": k.tile,
+                "peak": k.peak,
+                "vram": k.vram,
                 "seconds": k.outlook.seconds,
                 "bound": k.outlook.bound,
             }

@@ -65,7 +65,7 @@ def command(a: Path, b: Path, tensors: bool, picture: Path | None, as_json: bool
 
 def _draw(picture: Path, a: Path, b: Path, result: Comparison) -> None:
     from mergeflow.cli.picture import svg
-    from mergeflow.formats.files import write_text_file
+    from mergeflow.formats.parts import write_text_file
 
     write_text_file(picture, svg(f"{a.name} → {b.name}", result.blocks()))
 

@@ -35,7 +35,7 @@ def command(
     What cannot be said there is an error; what is lost is said on stderr.
     """
     from mergeflow.exchange.write import write
-    from mergeflow.formats.files import write_text_file
+    from mergeflow.formats.parts import write_text_file
     from mergeflow.recipe import load
 
     recipe, wanted = options.find(names)
@@ -44,13 +44,15 @@ def command(
     if output is not None and output.exists():
         raise RecipeError(f"{output} exists already", hint="name another file")
     found = write(load(recipe, dict(params), dict(sources)), to, wanted[0] if wanted else None)
+    if output is not None:
+        write_text_file(output, found.text)
     if as_json:
-        print_json(SCHEMA, to=to, losses=list(found.losses), text=found.text)
+        file = str(output) if output is not None else None
+        print_json(SCHEMA, to=to, losses=list(found.losses), text=found.text, file=file)
         return
     for loss in found.losses:
         click.echo(f"not as here: {loss}", err=True)
     if output is None:
         click.echo(found.text, nl=False)
     else:
-        write_text_file(output, found.text)
         click.echo(f"wrote {output}")

@@ -11,6 +11,7 @@ import click
 from mergeflow.cli import failure, options
 from mergeflow.cli.report import Screen
 from mergeflow.cli.text import paint, plural, print_json, table
+from mergeflow.digest import shortened
 from mergeflow.errors import MergeflowError, NotReproducible
 
 if TYPE_CHECKING:
@@ -76,8 +77,9 @@ def _bring(project: Project, source: int, lock: Lock | None, screen: Screen) -> 
         digest = sources.facts(source).model
         locked = lock.sources.get(name) if lock is not None else None
         if locked is not None and locked.digest != digest:
+            at, locked_as = project.bound.sources[source].path, shortened(locked.digest)
             raise NotReproducible(
-                f"{project.bound.sources[source].path}: {name} is {digest[:15]}…, the lock says {locked.digest[:15]}…",
+                f"{at}: {name} is {shortened(digest)}, the lock says {locked_as}",
                 hint="point at the locked file with --source, or accept this one with `mergeflow lock`",
             )
     except MergeflowError as error:

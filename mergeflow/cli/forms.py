@@ -8,12 +8,13 @@ from fractions import Fraction
 from typing import Any
 
 from mergeflow.errors import RecipeError
-from mergeflow.ir.forms import Analysis, Applied, Case, Form, Rounded
-from mergeflow.ir.nodes import Node, Replace, Round, topological
+from mergeflow.ir.analysis import Analysis, Case
+from mergeflow.ir.forms import Applied, Form, Rounded
+from mergeflow.ir.nodes import Node, Pick, Replace, Round, topological
 from mergeflow.ir.numbers import Varying, decimal, profiles_in
+from mergeflow.plan.assertions import canonical
 from mergeflow.plan.dependencies import variants
 from mergeflow.plan.plans import Plan
-from mergeflow.plan.resolve import canonical
 from mergeflow.plan.text import form_text
 from mergeflow.tensors import DType
 
@@ -60,6 +61,7 @@ class Steps:
         self._deltas = frozenset(i for i, facts in plan.facts.items() if facts.delta)
         self._values = _values(plan)
         self._depends = _dependence(self._order)
+        self._filled = _filled(self._order)
         self._analyses: dict[tuple[tuple[tuple[str, Fraction], ...], frozenset[str]], Analysis] = {}
 
     def described(self, steps: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -98,11 +100,19 @@ class Steps:
         for where, values_here, components in cases:
             analysis = self._analysis(values_here, components)
             form = analysis.form(node)
-            what = (self._texts.identity(form), self._texts.same[analysis.primary(node)], dtype, where)
+            what: tuple[object, ...] = (
+                self._texts.identity(form),
+                self._texts.same[analysis.primary(node)],
+                dtype,
+                where,
+            )
             text = self._texts.text(form)
             if dtype is not None:
                 self._texts.name(name, form, dtype)
                 text += f", rounded to {dtype.label}"
+            if id(node) in self._filled:
+                text += ", filled up where it lacks tensors"
+                what = (*what, name)  # equal forms may be filled up from others
             if not (lines and components and text == lines[0]["form"]):
                 lines.append({"form": text, "where": where})
                 identity.append(what)
@@ -156,3 +166,12 @@ def _dependence(order: Sequence[Node]) -> dict[int, tuple[frozenset[str], frozen
             parts |= {part for part, _ in node.parts}
         found[id(node)] = (frozenset(profiles), frozenset(parts))
     return found
+
+
+def _filled(order: Sequence[Node]) -> frozenset[int]:
+    """The nodes with tensors that a fallback gives them."""
+    found: set[int] = set()
+    for node in order:
+        if (isinstance(node, Pick) and node.fills) or any(id(inner) in found for inner in node.inputs()):
+            found.add(id(node))
+    return frozenset(found)

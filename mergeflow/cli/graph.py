@@ -67,7 +67,7 @@ def command(
     if out is None:
         click.echo(text)
         return
-    from mergeflow.formats.files import write_text_file
+    from mergeflow.formats.parts import write_text_file
 
     write_text_file(out, text.rstrip("\n") + "\n")
     click.echo(f"drawn: {out}", err=True)

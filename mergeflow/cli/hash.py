@@ -63,9 +63,8 @@ def hashes(file: Path, only: str | None, memo: Memo, screen: Screen) -> dict[str
     model = None
     with ReadFile(file) as opened:
         try:
-            if "model" in wanted or "autov3" in wanted:
-                found = identify(file, memo, screen) if "model" in wanted else None
-                model = found.model if found else None
+            if "model" in wanted:
+                model = identify(file, memo, screen).model
             readable = is_safetensors(opened)
         except IntegrityError as error:
             if only:

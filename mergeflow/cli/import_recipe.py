@@ -29,7 +29,7 @@ def command(file: Path, output: Path | None, row: int | None, faithful: bool, as
     What the recipe has not, or has otherwise, is said on stderr and in its first lines.
     """
     from mergeflow.exchange.read import read
-    from mergeflow.formats.files import write_text_file
+    from mergeflow.formats.parts import write_text_file
     from mergeflow.recipe import loads
 
     if output is not None and not options.is_recipe(output.name):
@@ -46,13 +46,15 @@ def command(file: Path, output: Path | None, row: int | None, faithful: bool, as
 
     found = read(file, row=row, faithful=faithful, locate=locate)
     loads(found.text, str(output or "recipe.yaml"), folder)  # what is printed can be read
+    if output is not None:
+        write_text_file(output, found.text)
     if as_json:
-        print_json(SCHEMA, origin=found.origin, losses=list(found.losses), recipe=found.text)
+        written = str(output) if output is not None else None
+        print_json(SCHEMA, origin=found.origin, losses=list(found.losses), recipe=found.text, file=written)
         return
     for loss in found.losses:
         click.echo(f"not as there: {loss}", err=True)
     if output is None:
         click.echo(found.text, nl=False)
         return
-    write_text_file(output, found.text)
     click.echo(f"wrote {output}, from {found.origin}")

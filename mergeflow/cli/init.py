@@ -36,7 +36,7 @@ outputs: # files, relative to the folder that mergeflow is run in
 @options.debug_option
 def command(file: Path) -> None:
     """Write a short recipe with comments to FILE, recipe.yaml when none is named. Nothing is overwritten."""
-    from mergeflow.formats.files import write_text_file
+    from mergeflow.formats.parts import write_text_file
 
     if not options.is_recipe(file.name):
         raise RecipeError(f"{file} does not end in .yaml", hint=f"mergeflow init {file.with_suffix('.yaml')}")

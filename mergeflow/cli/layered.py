@@ -16,7 +16,7 @@ from mergeflow.cli.picture import columns, fitted
 from mergeflow.provenance.drawing import OUTPUT, SOURCE, Box, Drawing
 
 LINE, PAD, GAP, BETWEEN, EDGE = 17, 12, 14, 64, 12  # lengths in pixels
-BOLD, SMALL = 8.2, 6.9  # of a letter in the first line and in those below it, where letters are wide
+BOLD, SMALL = 8.2, 7.6  # of a letter in the first line and in those below it, where letters are wide
 LONGEST = 44  # columns of a line in a box
 LEAST = 0.75  # a picture wider than its page is shrunk so far, then it is scrolled
 MOST_GAPS = 4_000  # for arrows over several layers; with more than these, arrows are straight

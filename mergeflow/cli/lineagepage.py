@@ -9,6 +9,7 @@ from mergeflow.cli.layered import layered_svg
 from mergeflow.cli.page import Page, cells
 from mergeflow.cli.picture import svg
 from mergeflow.cli.text import listed, plural
+from mergeflow.digest import shortened
 from mergeflow.provenance.drawing import OUTPUT, SOURCE, STEP, Box, Drawing
 from mergeflow.tensors import human_bytes
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from mergeflow.build.compare import Comparison
     from mergeflow.build.lineage import Ancestor, Lineage
 
-DIGITS = 15  # of a digest, where it only tells files apart
 Changes = Callable[["Ancestor"], "Comparison | None"]
 
 
@@ -38,9 +38,11 @@ def tree(lineage: Lineage) -> Iterator[str]:
 
 
 def _line(lineage: Lineage, file: Ancestor) -> str:
-    facts = [f"{file.digest[:DIGITS]}…" if file.digest and file.path else ""]
+    facts = [shortened(file.digest) if file.digest and file.path else ""]
     if file.making is not None:
-        facts.append(f"= {file.making.text(lineage.name)}")
+        more = len(file.making.others)
+        also = f"  (and {plural(more, 'other form')})" if more else ""
+        facts.append(f"= {file.making.text(lineage.name)}{also}")
     elif file.path is None:
         facts.append("(not to be found here)")
     facts.append(f"({file.problem})" if file.problem else "")
@@ -52,7 +54,7 @@ def drawing(lineage: Lineage) -> Drawing:
     boxes, arrows = [], []
     for key, file in lineage.files.items():
         kind = OUTPUT if key in lineage.roots else STEP if file.parents else SOURCE
-        note = file.making.text(lineage.name) if file.making else file.digest[:DIGITS]
+        note = file.making.text(lineage.name) if file.making else file.digest and shortened(file.digest)
         note = note if file.path is not None else "not to be found here"
         boxes.append(Box(key, kind, f"{file.title}\n{note}" if note else file.title, key in lineage.roots))
         arrows += [(parent, key, "") for parent in file.parents if parent in lineage.files]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.command(no_args_is_help=True)
 @click.argument("expression")
 @click.argument("names", nargs=-1, metavar="NAME=VALUE...", type=options.Pair())
-@click.option("-o", "--output", required=True, metavar="FILE", help="The file to make; it ends in .safetensors.")
+@click.option("-o", "--output", required=True, metavar="FILE", help="The file to make: .safetensors, .ckpt, .pt …")
 @click.option("--dtype", metavar="DTYPE", help="float16, bfloat16, float32 … [default: as the first model]")
 @click.option("--save-recipe", metavar="FILE", type=click.Path(path_type=Path), help="Write the recipe of it as well.")
 @options.dry_run_option
@@ -66,11 +66,20 @@ def command(
         given["cache"] = Path("cache")
     settings = options.settings(output_root=root, fetch=not (offline or dry_run), **given)
     with Screen() as screen, _in_its_words(), Project(recipe, settings, screen) as project:
+        for name in _unused(recipe):
+            screen.warn(f"the expression does not use {name}")
         run(project, (), screen, began, dry_run=dry_run, as_json=as_json)
         if save_recipe and saved and not dry_run and not save_recipe.exists():
-            from mergeflow.build.project import save_recipe as save
+            from mergeflow.formats.parts import write_text_file
 
-            save(saved, save_recipe)
+            write_text_file(save_recipe, saved.text)
+
+
+def _unused(recipe: Recipe) -> list[str]:
+    """The names that were given and have no part in the merge: mostly a slip."""
+    (output,) = recipe.outputs.values()
+    used = output.expr.names
+    return [name for name in (*recipe.sources, *recipe.params) if name not in used]
 
 
 @contextlib.contextmanager

@@ -102,8 +102,20 @@ def page(method: Method) -> Iterator[str]:
     for kernel in method.kernels:
         yield f"made of {kernel.name}, version {kernel.version}: {_ACCESS[kernel.access]}{_drawn(kernel)}"
     if not method.kernels:
-        yield "a sum: fused with the sums around it"
+        yield "a sum, or one term of one: fused with the sums around it"
+    yield f"memory: {_memory(method)}"
     yield f"reproducible: {method.tier}"
+
+
+def _memory(method: Method) -> str:
+    """What a tensor of it takes, whatever takes most."""
+    from mergeflow.methods.rooms import room_of
+
+    rooms = [room_of(k.name, (1024, 1024)) >> 20 for k in method.kernels if k.access == "tensor"]
+    if rooms:
+        more = f", and {max(rooms)} bytes a value besides (of a square matrix)" if max(rooms) else ""
+        return f"whole tensors in float32 or float64, operands and result{more}"
+    return "a few tiles of 65,536 values for each worker, however large tensors are; more saves reading them again"
 
 
 def _drawn(kernel: Kernel) -> str:

@@ -48,6 +48,7 @@ locked_option = click.option("--locked", is_flag=True, help="Refuse sources and 
 offline_option = click.option("--offline", is_flag=True, help="Download nothing; say what is missing.")
 recipe_argument = click.argument("names", nargs=-1, metavar="[RECIPE] [OUTPUT]...", shell_complete=complete.outputs)
 force_option = click.option("--force", is_flag=True, help="Build what is up to date, overwrite what is not ours.")
+force_plan_option = click.option("--force", is_flag=True, help="Plan a build with --force: all is made anew.")
 dry_run_option = click.option("-n", "--dry-run", is_flag=True, help="Print the plan, build nothing.")
 
 

@@ -33,7 +33,7 @@ BLOCK_LINE = 76  # characters of a line of blocks
 @click.command()
 @options.recipe_argument
 @click.option("--all", "everything", is_flag=True, help=f"Show all steps, not only the first {STEPS}.")
-@options.force_option
+@options.force_plan_option
 @options.recipe_options
 @options.locked_option
 @options.machine_options
@@ -158,7 +158,7 @@ def _outputs(data: dict[str, Any], most: int | None) -> Iterator[str]:
             told |= {template} if output["build"] else set()
             made = passes.get(output["path"])
             if made is not None:
-                yield from _kernels(made)
+                yield from _kernels(made["placement"], KERNELS if most is not None else None)
             if made is not None and len(made["outputs"]) > 1:
                 first, *others = made["outputs"]
                 read, apart = human_bytes(made["bytes_read"]), human_bytes(sum(alone[o] for o in (first, *others)))
@@ -205,6 +205,9 @@ def _store(store: dict[str, Any]) -> Iterator[str]:
     yield from ("", "store")
     for made in store["makes"]:
         yield f"  stores {made['title']}: {human_bytes(made['bytes'])}, {made['reason']}"
+        if place := made["placement"]:
+            yield from (f"         {line}" for line in _where(place))
+            yield from _kernels(place, KERNELS)
     for declined in store["declines"]:
         yield f"  does not store {declined['title']}: {human_bytes(declined['bytes'])}, {declined['reason']}"
     if rates := store["rates"]:
@@ -223,30 +226,40 @@ def _how(output: dict[str, Any]) -> Iterator[str]:
 
 def _where(place: dict[str, Any]) -> Iterator[str]:
     """The device and how it is used; how long it should take, what bounds it, and what the runner-up is."""
-    how = "" if place["strategy"] == "tile" else f"{place['strategy']}, "
-    vram = f" and {human_bytes(place['vram'])} of each device's" if place["vram"] else ""
+    count = f" ({place['devices']} of them)" if place["devices"] > 1 else ""
     yield (
-        f"on {place['device']}: {plural(place['workers'], 'worker')}, {how}tiles of {place['tile'] // 1024:,} Ki "
-        f"elements, at most {human_bytes(place['peak'])} of memory{vram}"
+        f"on {place['device']}{count}, {place['strategy']}: {plural(place['workers'], 'worker')}, "
+        f"{_tiles(place)} elements, at most {_memory(place)}"
     )
     if "bound" in place:
         other = f"; {place['runner_up']}" if place["runner_up"] else ""
         yield f"about {_briefly(place['seconds'])}, bound by {place['bound']}{other}"
 
 
+def _tiles(place: dict[str, Any]) -> str:
+    return f"tiles of {place['tile'] // 1024:,} Ki"
+
+
+def _memory(place: dict[str, Any]) -> str:
+    vram = f" and {human_bytes(place['vram'])} of each device's" if place["vram"] else ""
+    return f"{human_bytes(place['peak'])} of memory{vram}"
+
+
 def _briefly(time: float) -> str:
     return f"{time * 1000:.0f} ms" if time < 0.0995 else seconds(time)
 
 
-def _kernels(made: dict[str, Any]) -> Iterator[str]:
-    """Each program of a pass, where there are several."""
-    kernels = made["placement"].get("kernels", [])
-    for k in kernels[:KERNELS] if len(kernels) > 1 else ():
-        how = f"{k['device']}, {k['strategy']}, tiles of {k['tile'] // 1024:,} Ki"
+def _kernels(place: dict[str, Any], most: int | None) -> Iterator[str]:
+    """Each program of a pass, where there are several: of one alone all has been said."""
+    kernels = place.get("kernels", [])
+    if len(kernels) < 2:
+        return
+    for k in kernels[:most]:
         what = f"{k['kernel']} ({plural(k['tensors'], 'tensor')})"
+        how = f"{k['device']}, {k['strategy']}, {_tiles(k)}, {_memory(k)}"
         yield f"         - {what}: {how}, {_briefly(k['seconds'])}, bound by {k['bound']}"
-    if len(kernels) > KERNELS:
-        yield f"         - … and {len(kernels) - KERNELS:,} more kernels"
+    if most is not None and len(kernels) > most:
+        yield f"         - … and {len(kernels) - most:,} more kernels (--all shows them)"
 
 
 def _counted(output: dict[str, Any]) -> str:

@@ -35,7 +35,8 @@ def seconds(duration: float) -> str:
         return f"{duration:.1f} s"
     if duration < 100:
         return f"{duration:.0f} s"
-    return f"{duration // 60:.0f} min {duration % 60:.0f} s"
+    minutes, rest = divmod(round(duration), 60)
+    return f"{minutes} min {rest} s"
 
 
 def listed(items: Sequence[str], limit: int = 6) -> str:

@@ -24,6 +24,7 @@ CODES = {
     "ok": 0,
     "unknown": 2,
     "missing": 4,
+    "not read": 7,
     "differs": 3,
     "not reproduced": 6,
     "damaged": 5,
@@ -82,7 +83,8 @@ def command(
                 4  a file or a source is missing
                 5  a file is not what it claims to be, or is damaged
                 6  its recipe and sources do not give the file again
-    Where several hold, the first of 5, 6, 3, 4, 2.
+                7  a file cannot be read
+    Where several hold, the first of 5, 6, 3, 7, 4, 2.
     """
     if not files and recipe is None:
         raise click.UsageError("name files, or a recipe with --recipe")

@@ -1,7 +1,7 @@
 """What mergeflow wrote into an output, back as a recipe: the recipe's own text where the output embeds it, else the
 canonical graph, whose forms become steps, and whose shares that differ from tensor to tensor become profiles.
 
-The graph knows sources by the digests of their models, and not where they are: their paths are placeholders.
+The graph knows sources by the digests of their models, and not where they are: by these they are looked for.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 
 from mergeflow.errors import RecipeError
 from mergeflow.exchange.draft import Draft, Imported, Value, escape_template, spelled
-from mergeflow.ir.nodes import Apply, Load, Scaled, Sum
-from mergeflow.methods.registry import LISTS, Method, Parameter, find
-from mergeflow.plan.evaluate import evaluate
-from mergeflow.recipe.expression import parse, spell
+from mergeflow.exchange.graph_calls import arguments, degrees, filled, probe
+from mergeflow.methods.registry import find
+from mergeflow.recipe.expression import spell
 
 GRAPH, RECIPE, DIGEST, KIND = "mergeflow", "mergeflow.recipe", "mergeflow.digest", "mergeflow.kind"
 SCHEMAS = ("mergeflow/graph/1", "mergeflow/graph/2")
+_DIGEST = re.compile("b3:[0-9a-f]{64}")
 _OF_ENTRY = ("apply", "version", "source", "to")
 MOST_FORMS = 100_000
 
@@ -75,6 +75,8 @@ class _Reader:
         self.steps: dict[int, str] = {}
         self.primary = self._source(graph["primary"])
         self.inner = self._used()
+        self.degrees = degrees(self.forms)
+        self.seeds = {str(form["seed"]) for form in self.forms if "seed" in form}
 
     def whole(self) -> Imported:
         graph, draft = self.graph, self.draft
@@ -89,18 +91,21 @@ class _Reader:
                 value["like"] = self.primary
             if "compute" in graph:
                 draft.options["compute"] = str(graph["compute"])
+            if len(self.seeds) == 1 and self.seeds != {"0"}:
+                (draft.options["seed"],) = self.seeds
         if "dtype" in graph:
             value["dtype"] = str(graph["dtype"])
         if self.metadata:
             value["metadata"] = dict(self.metadata)
         name = escape_template(self.path.rpartition("/")[2])
         draft.outputs[name] = value if len(value) > 1 else value["from"]
-        draft.lose("the paths of sources are placeholders: a graph knows models by their digests (see the notes)")
+        draft.lose("the names and folders of sources: a graph knows models by their digests, by which they are found")
         return draft.finish()
 
     def _source(self, digest: str) -> str:
-        short = digest.removeprefix("b3:")[:10]
-        return spell(self.draft.source(digest, f"x_{short}", {"path": f"{short}.safetensors", "note": digest}))
+        if not _DIGEST.fullmatch(digest):
+            raise ValueError
+        return spell(self.draft.source(digest, f"x_{digest[3:13]}", f"hash:{digest}"))
 
     # -- sums ----------------------------------------------------------------------------------------------------
 
@@ -111,14 +116,37 @@ class _Reader:
         if any("apply" in self.forms[n] for n in (usual, *elsewhere)):
             raise ValueError
         shares = self._shares(usual, elsewhere)
-        sums = {sum(self._terms(n).values(), Fraction(0)) for n in (usual, *elsewhere)}
-        free = sums != {Fraction(0 if self.delta else 1)} and not any("apply" in form for form in self.forms)
+        free = {self.degrees[n] for n in (usual, *elsewhere)} != {Fraction(0 if self.delta else 1)}
         if free and self.delta:
             raise RecipeError(f"{self.path}: a difference whose shares do not add up to 0 is no expression here")
-        parts = [self._part(leaf, share, plain=not free) for leaf, share in shares.items()]
-        expr = f"linear([{', '.join(parts)}], normalize=false)" if free else " + ".join(parts).replace("+ -", "- ")
+        if elsewhere and not free and not self.delta:
+            return self._from_primary(shares), False
         first = shares.get(self.graph["primary"], _Share())
-        return expr or f"{self.primary} - {self.primary}", first.usual <= 0 and not self.delta
+        return self._sum(shares, free=free), first.usual <= 0 and not self.delta
+
+    def _sum(self, shares: Mapping[str, _Share], *, free: bool) -> str:
+        """Terms as they are; in a list of models where they do not add up to a model or a difference."""
+        listed = [leaf for leaf in shares if free and self._is_model(leaf)]
+        parts = [self._part(self._leaf(leaf), shares[leaf], plain=False) for leaf in listed]
+        parts = [f"linear([{', '.join(parts)}], normalize=false)"] if listed else []
+        rest = [leaf for leaf in shares if leaf not in listed]
+        parts += [self._part(self._leaf(leaf), shares[leaf], plain=True) for leaf in rest]
+        return " + ".join(parts).replace("+ -", "- ") or f"{self.primary} - {self.primary}"
+
+    def _from_primary(self, shares: Mapping[str, _Share]) -> str:
+        """The same sum as its primary and differences from it: where a model lacks a tensor its difference is nothing,
+        while a sum with it would be the primary's."""
+        parts = [self.primary]
+        for leaf, share in shares.items():
+            if leaf != self.graph["primary"]:
+                name = self._leaf(leaf)
+                moved = f"({name} - {self.primary})" if self._is_model(leaf) else name
+                parts.append(self._part(moved, share, plain=True))
+        return " + ".join(parts).replace("+ -", "- ")
+
+    def _is_model(self, leaf: str) -> bool:
+        kind, _, rest = leaf.partition(" ")
+        return kind not in ("round", "apply") or self.degrees[int(rest.rpartition(" ")[2])] != 0
 
     def _shares(self, usual: int, elsewhere: Mapping[int, list[str]]) -> dict[str, _Share]:
         """The share of each term, the primary's first. A term that a form has not has the share 0 there."""
@@ -137,9 +165,8 @@ class _Reader:
         over = int(form["over"])
         return {str(leaf): Fraction(int(count), over) for count, leaf in form["terms"]}
 
-    def _part(self, leaf: str, share: _Share, *, plain: bool) -> str:
+    def _part(self, name: str, share: _Share, *, plain: bool) -> str:
         """One term, as share * model or, in a list of models, as model @ share."""
-        name = self._leaf(leaf)
         weight = spelled(share.usual)
         if share.others:
             weight = self.draft.param("k", self._lines(share))
@@ -202,14 +229,8 @@ class _Reader:
             self.steps[n] = self.draft.step(str(form["apply"]), self._call(form))
             return
         terms = self._terms(n)
-        parts = [self._part(leaf, _Share(share), plain=True) for leaf, share in terms.items()]
-        total = sum(terms.values(), Fraction(0))
-        inner = any(leaf.startswith(("apply ", "round ")) for leaf in terms)
-        if total in (0, 1) or inner:
-            expr = " + ".join(parts).replace("+ -", "- ")
-        else:
-            weighted = [self._part(leaf, _Share(share), plain=False) for leaf, share in terms.items()]
-            expr = f"linear([{', '.join(weighted)}], normalize=false)"
+        free = self.degrees[n] not in (0, 1)
+        expr = self._sum({leaf: _Share(share) for leaf, share in terms.items()}, free=free)
         if expr in self.draft.sources:
             self.steps[n] = expr
         else:
@@ -219,21 +240,26 @@ class _Reader:
         """A kernel as a call of the method that has its name, with what that method does around it undone."""
         method = find(str(form["apply"]))
         models = [(Fraction(str(weight)), spell(self.steps[int(n)])) for weight, n in form["to"]]
-        given = {key: value for key, value in form.items() if key not in _OF_ENTRY}
+        known = {*_OF_ENTRY, "seed"} if len(self.seeds) == 1 else {*_OF_ENTRY}  # one seed is an option of the recipe
+        given = {key: value for key, value in form.items() if key not in known}
         kernel = next((kernel for kernel in method.kernels if kernel.name == method.name), None)
         if kernel is None:
             raise RecipeError(f"{self.path}: {method.name} is no method of its own")
         first = method.parameters[0]
         if first.name == "base" and set(kernel.operands) == {"delta"}:  # its differences are taken from a base
-            moved = ", ".join(f"{self.primary} + {model}" for _, model in models)
-            settings = [f"{name}={text}" for name, text in _arguments(method, given).items()]
-            return f"{method.name}({', '.join([self.primary, f'[{moved}]', *settings])}) - {self.primary}"
-        arguments = _arguments(method, given)
-        order, factor = _probe(method, arguments, len(models))
+            if self.graph.get("others"):
+                self.draft.lose(f"{method.name}: where a model lacks tensors these may differ; `mergeflow hash` tells")
+            moved = [f"{self.primary} + {model}" for _, model in models]
+            moved += [self.primary] * (int(form.get("models", 0)) - len(moved))  # those that are the base
+            settings = [f"{name}={text}" for name, text in arguments(method, given).items()]
+            listed = f"[{', '.join(moved)}]"
+            return f"{method.name}({', '.join([self.primary, listed, *settings])}) - {self.primary}"
+        told = arguments(method, given)
+        order, factor = probe(method, told, len(models))
         if order is None:
             raise RecipeError(f"{self.path}: what {method.name} was applied to is no call of it")
         places = [models[order.index(i)] for i in range(len(models))]
-        call = f"{method.name}({', '.join(_filled(method, arguments, places))})"
+        call = f"{method.name}({', '.join(filled(method, told, places))})"
         return call if factor == 1 else f"{call} * {spelled(1 / factor)}"
 
     # -- the policy a1111 ----------------------------------------------------------------------------------------
@@ -262,60 +288,6 @@ class _Reader:
 def _in_order(block: tuple[str, Fraction]) -> list[tuple[int, str]]:
     """layers.2 before layers.10"""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", block[0])]
-
-
-def _said(parameter: Parameter, given: Mapping[str, Any]) -> str:
-    """A kernel's number or option as an argument."""
-    value = given[parameter.name]
-    if isinstance(value, bool) or parameter.kind != "Number":
-        return str(value).lower() if isinstance(value, bool) else str(value)
-    return spelled(Fraction(str(value)))
-
-
-def _arguments(method: Method, given: Mapping[str, Any]) -> dict[str, str]:
-    """The arguments besides models. What the kernel is not told, such as its rescaling, is left out of the method."""
-    settings = [p for p in method.parameters if p.kind not in ("Model", "Delta", *LISTS)]
-    found = {p.name: _said(p, given) for p in settings if p.name in given}
-    for p in settings:
-        if p.name == "rescale" and p.name not in given and "none" in p.choices:
-            found[p.name] = "none"
-    return found
-
-
-def _filled(method: Method, arguments: Mapping[str, str], models: list[tuple[Fraction, str]]) -> list[str]:
-    """The arguments of a call: models in the order of the parameters, lists as long as there are any left for them."""
-    taken: list[str] = []
-    left = list(models)
-    for i, p in enumerate(method.parameters):
-        if p.kind in LISTS:
-            behind = sum(q.kind in ("Model", "Delta", *LISTS) for q in method.parameters[i + 1 :])
-            items, left = left[: len(left) - behind], left[len(left) - behind :]
-            shown = [model if weight == 1 else f"{model} @ {spelled(weight)}" for weight, model in items]
-            taken.append(f"{p.name}=[{', '.join(shown)}]")
-        elif p.kind in ("Model", "Delta"):
-            taken.append(f"{p.name}={left.pop(0)[1]}")
-        elif p.name in arguments:
-            taken.append(f"{p.name}={arguments[p.name]}")
-    if left:
-        raise ValueError
-    return taken
-
-
-def _probe(method: Method, arguments: Mapping[str, str], count: int) -> tuple[list[int] | None, Fraction]:
-    """What the method makes of so many models: for each operand of its kernel which model it is, and the factor that
-    the kernel's result is multiplied by. None where its result is something else."""
-    names = [f"x{i}" for i in range(count)]
-    text = f"{method.name}({', '.join(_filled(method, arguments, [(Fraction(1), name) for name in names]))})"
-    value = evaluate(parse(text), {name: Scaled(Fraction(1), Load(i)) for i, name in enumerate(names)})
-    if not isinstance(value, Scaled) or not isinstance(value.factor, Fraction) or not value.factor:
-        return None, Fraction(1)
-    factor, node = value.factor, value.node
-    while isinstance(node, Sum) and len(node.terms) == 1 and isinstance(node.terms[0][0], Fraction):
-        factor, node = factor * node.terms[0][0], node.terms[0][1]
-    if not isinstance(node, Apply) or node.kernel.name != method.name or not factor:
-        return None, Fraction(1)
-    found = [operand.source for operand in node.operands if isinstance(operand, Load)]
-    return (found if sorted(found) == list(range(count)) else None), factor
 
 
 def _exact(text: str) -> str:

@@ -8,18 +8,17 @@ The arithmetic differs on purpose (sums here are exact), unless `faithful` asks 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from mergeflow.errors import MissingInput, Place, RecipeError, UnknownName
 from mergeflow.exchange.draft import Draft, Imported, Locate, Value, one_line, stem
+from mergeflow.exchange.mergekit_documents import documents, in_order
 from mergeflow.exchange.mergekit_merge import Input, Merge
 from mergeflow.exchange.mergekit_methods import METHODS
 from mergeflow.exchange.mergekit_settings import need, scalar_text, settings
 from mergeflow.formats.contents import read_contents
 from mergeflow.recipe import nodes
 from mergeflow.recipe.expression import spell
-from mergeflow.recipe.places import SourceText
 from mergeflow.tensors import DType
 
 DTYPES = {"float32": DType.F32, "float16": DType.F16, "bfloat16": DType.BF16, "float64": DType.F64}
@@ -51,19 +50,6 @@ def read(text: str, path: str, *, faithful: bool = False, locate: Locate = lambd
     return _Reader(path, Draft(f"mergekit's configuration {stem(path)}", locate), faithful).whole(roots)
 
 
-def documents(text: str, path: str) -> Iterator[SourceText]:
-    """The YAML documents of a text, with line numbers of the whole."""
-    begin = 0
-    pieces: list[tuple[int, str]] = []
-    for found in re.finditer(r"^---[^\S\n]*(?:#.*)?\n", text, re.MULTILINE):
-        pieces.append((begin, text[begin : found.start()]))
-        begin = found.end()
-    pieces.append((begin, text[begin:]))
-    for start, piece in pieces:
-        if re.sub(r"#.*", "", piece).strip():
-            yield SourceText(path, "\n" * text.count("\n", 0, start) + piece)
-
-
 class _Reader:
     def __init__(self, path: str, draft: Draft, faithful: bool) -> None:
         self.path, self.draft, self.faithful = path, draft, faithful
@@ -75,30 +61,11 @@ class _Reader:
         if not roots:
             raise RecipeError("the configuration is empty", place=Place(self.path))
         names = [scalar_text(root.items["name"][1]) if "name" in root.items else "" for root in roots]
-        order = self._order(roots, names)
+        order = in_order(roots, names)
         last = order[-1]
         for i in order:
             self._document(roots[i], names[i], last=i == last)
         return self.draft.finish()
-
-    def _order(self, roots: list[nodes.Mapping], names: list[str]) -> list[int]:
-        """The documents, each after those that it uses; the one without a name, which uses all, last."""
-        if names.count("") > 1:
-            second = [root for root, name in zip(roots, names, strict=True) if not name][1]
-            raise second.error("two documents have no name:", "the final merge alone needs none")
-        if len(set(names)) < len(names):
-            twice = next(root for i, root in enumerate(roots) if names[i] in names[:i])
-            raise twice.error("two documents have one name", "rename one of them")
-        uses = [[j for j, name in enumerate(names) if name and name in set(_mentioned(root))] for root in roots]
-        order: list[int] = []
-        waiting = list(range(len(roots)))
-        while waiting:
-            ready = [i for i in waiting if all(j in order for j in uses[i])]
-            if not ready:
-                raise roots[waiting[0]].error("these documents use each other in a circle")
-            order += ready
-            waiting = [i for i in waiting if i not in ready]
-        return sorted(order, key=lambda i: (names[i] == "", order.index(i)))
 
     def _document(self, root: nodes.Mapping, name: str, *, last: bool) -> None:
         self._refuse(root)
@@ -125,8 +92,13 @@ class _Reader:
             merge.dtype = self._common_dtype(root)
         elif merge.faithful and merge.dtype is not None:
             self._cast(merge, merge.dtype)
+        if merge.faithful and merge.dtype is DType.F64:
+            raise root.error(
+                "--faithful repeats roundings to float32, float16 and bfloat16, and these models are float64",
+                "leave it out: sums are computed in float64 and rounded once",
+            )
         expr = known.call(merge)
-        out = _dtype(root, "out_dtype") or dtype
+        out = _dtype(root, "out_dtype") or merge.result or dtype
         self._keep(expr, out, name, root, last=last)
 
     def _cast(self, merge: Merge, dtype: DType) -> None:
@@ -285,20 +257,6 @@ class _Reader:
                 "say dtype: in the configuration, or run it where the models are",
             )
         return found.pop()
-
-
-def _mentioned(node: nodes.Node) -> Iterator[str]:
-    """All texts that may name a model."""
-    stack: list[nodes.Node] = [node]
-    while stack:
-        here = stack.pop()
-        if isinstance(here, nodes.Mapping):
-            for key, (_, value) in here.items.items():
-                if key in ("model", "base_model", "path") and isinstance(value, nodes.Scalar):
-                    yield value.value
-                stack.append(value)
-        elif isinstance(here, nodes.Sequence):
-            stack += here.items
 
 
 def _dtype(root: nodes.Mapping, key: str) -> DType | None:

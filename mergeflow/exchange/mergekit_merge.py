@@ -9,6 +9,7 @@ from mergeflow.exchange.draft import Draft, spelled
 from mergeflow.recipe import nodes
 from mergeflow.tensors import DType
 
+_REDUCED = "its shares come from sums over whole tensors, whose order in torch depends on processor and threads"
 Setting = Fraction | str | bool  # a number, the name of a param, or a switch
 
 
@@ -22,7 +23,8 @@ class Input:
 
 @dataclass(slots=True)
 class Merge:
-    """One document: its method, the models in its order without the base, and what is set for all of them."""
+    """One document: its method, the models in its order without the base, and what is set for all of them. `result`:
+    the dtype that a method gives, where it is another than that of the models."""
 
     method: str
     base: str | None
@@ -32,6 +34,7 @@ class Merge:
     draft: Draft
     dtype: DType | None = None
     faithful: bool = False
+    result: DType | None = None
 
     def of(self, model: Input, key: str, default: Setting | None) -> Setting:
         """A setting of one model: its own, else the one for all, else the method's default."""
@@ -57,6 +60,17 @@ class Merge:
 
     def names(self) -> list[str]:
         return [model.name for model in self.models]
+
+    def from_base(self) -> str:
+        """The base of a method that has to have one."""
+        if self.base is None:
+            raise self.where.error(f"{self.method} needs base_model:")
+        return self.base
+
+    def inexact(self, why: str = _REDUCED) -> None:
+        """Says, where mergekit's roundings are asked for, that its bytes cannot be."""
+        if self.faithful:
+            self.draft.lose(f"{self.method}: --faithful cannot be promised: {why}; the last bits differ")
 
 
 def say(setting: Setting) -> str:

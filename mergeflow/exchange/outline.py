@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from mergeflow.errors import Place, RecipeError, UnknownName
-from mergeflow.ir.nodes import Apply, Free, Like, Load, Named, Node, Replace, Round, Sum, topological
+from mergeflow.ir.nodes import Apply, Free, Like, Load, Named, Node, Pick, Replace, Round, Sum, topological
 from mergeflow.ir.numbers import ONE, ZERO, Number, Varying
 from mergeflow.plan.bind import bind
 from mergeflow.plan.bound import Bound
@@ -140,6 +140,8 @@ def degrees(order: list[Node]) -> dict[int, Fraction | None]:
             found[id(node)] = total
         elif isinstance(node, Named | Round | Replace | Like):
             found[id(node)] = found[id(node.of)]
+        elif isinstance(node, Pick):
+            found[id(node)] = found[id(node.of[0])]
         elif isinstance(node, Apply):
             found[id(node)] = ZERO if node.kernel.result == "delta" else ONE
         else:

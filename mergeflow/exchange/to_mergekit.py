@@ -160,7 +160,9 @@ class _Documents:
         declared = ref.declared
         if declared.kind not in (None, "model") or declared.ema not in (None, "keep"):
             raise RecipeError(f"{ref.name} has kind: or ema:, which mergekit has not", place=declared.place, hint=_HINT)
-        if declared.sha256 or declared.hash:
+        if not (declared.path or declared.url):
+            self.found.lose(f"{ref.name}: the file's path, which is not known: write it in the place of the hash")
+        elif declared.sha256 or declared.hash:
             self.found.lose(f"{ref.name}: the hash that its file must have")
         return declared.called
 

@@ -8,8 +8,9 @@ from pathlib import PurePosixPath
 from mergeflow.errors import RecipeError
 from mergeflow.exchange.outline import Exported, Outline, Term, degrees, outline, terms
 from mergeflow.exchange.runs import ADD, NONE, SUM, TITLE, Run
-from mergeflow.ir.nodes import Apply, Load, Named, Node, Replace, Round, Sum
+from mergeflow.ir.nodes import Apply, Load, Named, Node, Pick, Replace, Round, Sum
 from mergeflow.recipe import Recipe
+from mergeflow.recipe.shared import file_name
 from mergeflow.tensors import DType
 
 _FLAT = "steps that are weighted sums and add differences can be exported; supermerger and others do block weights"
@@ -83,7 +84,7 @@ class _Runs:
             raise RecipeError(
                 f"{ref.name} has kind: or ema:, which that merger knows nothing of", place=ref.declared.place
             )
-        self.results[id(node)] = self._fresh(PurePosixPath(ref.declared.called or ref.name).name)
+        self.results[id(node)] = self._fresh(file_name(ref.declared.called or ref.name))
 
     def _half(self, node: Round) -> None:
         """`save as float16` of the run before; of a file, a run of its own."""
@@ -125,6 +126,7 @@ class _Runs:
         if id(term.leaf) not in self.results:
             what = f"the method {term.leaf.kernel.name}" if isinstance(term.leaf, Apply) else "like:"
             what = "replace:" if isinstance(term.leaf, Replace) else what
+            what = "pick or fallback" if isinstance(term.leaf, Pick) else what
             raise self.found.refuse(term.leaf, f"holds {what}, which that merger cannot do", _FLAT)
         return term.share, self.results[id(term.leaf)]
 

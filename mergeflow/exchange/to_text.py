@@ -85,9 +85,10 @@ def _source(source: Source) -> str:
         return "; ".join(map(_source, source.many))
     if source.recipe is not None:
         return f"the step {source.step} of {PurePosixPath(source.recipe).name}"
-    told = [PurePosixPath(source.called.replace("\\", "/")).name]
-    told += [f"sha256 {source.sha256}"] if source.sha256 and source.sha256 not in told else []
-    told += [f"hash {source.hash}"] if source.hash and source.hash not in told else []
+    named = source.path or source.url
+    told = [PurePosixPath(named.replace("\\", "/")).name] if named else []
+    told += [f"sha256 {source.sha256}"] if source.sha256 else []
+    told += [f"hash {source.hash}"] if source.hash else []
     told += [f"as a {source.kind}"] if source.kind else []
     told += [f"ema: {source.ema}"] if source.ema else []
     return ", ".join(told)

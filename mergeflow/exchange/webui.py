@@ -7,6 +7,7 @@ The ancestry is walked with a stack; each ancestor that was merged itself is a s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
@@ -19,6 +20,7 @@ from mergeflow.recipe.expression import spell
 
 RECIPE, MODELS = "sd_merge_recipe", "sd_merge_models"
 PARTS = ("primary_model_hash", "secondary_model_hash", "tertiary_model_hash")
+_DIGEST = re.compile("b3:[0-9a-f]{64}")  # of mergeflow's own, where a model had no sha256
 _FALLBACK = ("primary", "secondary", "tertiary")
 MOST_RUNS = 5000
 
@@ -125,11 +127,13 @@ class _Reader:
         short = sha256.removeprefix("b3:")[:10]
         path = name if name.lower().endswith((".safetensors", ".ckpt")) else f"{name or short}.safetensors"
         value: dict[str, Value] = {"path": path}
-        if len(sha256) == 64 and all(c in "0123456789abcdefABCDEF" for c in sha256):
+        if _DIGEST.fullmatch(sha256):
+            value["hash"] = sha256
+        elif len(sha256) == 64 and all(c in "0123456789abcdefABCDEF" for c in sha256):
             value["sha256"] = sha256.lower()
         else:
             value["note"] = one_line(sha256)
-        if not name:
+        if not name and not _DIGEST.fullmatch(sha256):
             self.draft.lose(f"no name is known of the model {short}: its path is a placeholder")
         return self.draft.source(sha256, self._name(sha256), value)
 

@@ -4,7 +4,7 @@
 
    run(program, inputs, out, elements) and lost(program, inputs, elements) are called without the interpreter's lock. */
 
-#include "_values.h"
+#include "_calls.h"
 
 /* A program with the buffers it runs over. `at` has room for a pointer to each operand, `results` for a block of each
    op; without `out` the last results are counted and not rounded. */
@@ -32,14 +32,14 @@ INLINE Py_ssize_t sum_all(const call_t *c, const halves_t *halves, Py_ssize_t el
             uint8_t *to = last ? c->out : c->results + (size_t)(k * c->block) * 8;
             if (!to) {
                 if (op->compute == F32)
-                    sum_in_float(op, c->at, c->room, halves, n);
+                    sum_in_float(op, c->at, NULL, c->room, halves, n);
                 else
-                    sum_in_double(op, c->at, c->room, halves, n);
+                    sum_in_double(op, c->at, NULL, c->room, halves, n);
                 lost += not_finite(c->room, op->compute, n);
                 break;
             }
             if (last) to += begin * c->out_width;
-            sum_block(op, c->at, to, c->room, halves, n);
+            sum_block(op, c->at, NULL, to, c->room, halves, n);
             c->at[c->inputs + k] = to;
         }
     }
@@ -60,75 +60,50 @@ static Py_ssize_t (*sum)(const call_t *, Py_ssize_t) = sum_plain;
 /* Checks a packed program against the buffers it is to run over and fills in what it says: 0 with an exception set. */
 static int checked(call_t *c, int32_t *width, const Py_buffer *code, const Py_buffer *views, Py_ssize_t elements)
 {
-    const uint8_t *end = (const uint8_t *)code->buf + code->len;
-    int good = code->len >= 8 && elements >= 0;
-    if (good) {
-        memcpy(&c->ops, code->buf, 4);
-        c->first = (const op_t *)((const uint8_t *)code->buf + 8);
-        good = c->ops > 0;
-    }
+    memset(width, 0, (size_t)c->inputs * sizeof *width);
+    c->ops = operations(code, &c->first);
+    int good = c->ops > 0 && elements >= 0;
     const op_t *op = c->first;
     for (int32_t k = 0; good && k < c->ops; k++, op = after(op)) {
-        good = (const uint8_t *)(op + 1) <= end && op->terms > 0 && op->to >= 0 && op->to < DTYPES &&
-               (op->compute == F32 || op->compute == F64) &&
-               (end - (const uint8_t *)terms_of(op)) / (Py_ssize_t)sizeof(term_t) >= op->terms;
-        for (int32_t t = 0; good && t < op->terms; t++) {
-            const term_t *term = terms_of(op) + t;
-            good = term->operand >= 0 && term->operand < c->inputs + k && term->dtype >= 0 && term->dtype < DTYPES;
-            if (good && term->operand < c->inputs) width[term->operand] = WIDTH[term->dtype];
-        }
+        good = sound(op, code, c->inputs + k) && op->terms > 0 && op->mask < 0;
+        for (int32_t t = 0; good && t < op->terms; t++)
+            note_width(width, c->inputs, terms_of(op)[t].operand, WIDTH[terms_of(op)[t].dtype]);
         if (good) c->out_width = WIDTH[op->to];
     }
-    for (int32_t i = 0; good && i < c->inputs; i++) good = !width[i] || views[i].len / width[i] >= elements;
-    if (!good) PyErr_SetString(PyExc_ValueError, "a program that does not fit its buffers");
-    return good;
+    return (good && long_enough(views, width, c->inputs, elements)) || does_not_fit("a program");
 }
 
 /* run(program, inputs, out, elements) and lost(program, inputs, elements). */
 static PyObject *call(PyObject *args, int with_out)
 {
-    Py_buffer code = {0}, out = {0};
+    Py_buffer code = {0}, out = {0}, *views = NULL;
     PyObject *sequence, *result = NULL;
-    Py_ssize_t elements, lost, opened = 0;
+    Py_ssize_t elements, lost;
+    const uint8_t **bases = NULL;
+    int32_t *width = NULL;
     if (!(with_out ? PyArg_ParseTuple(args, "y*O!w*n", &code, &PyTuple_Type, &sequence, &out, &elements)
                    : PyArg_ParseTuple(args, "y*O!n", &code, &PyTuple_Type, &sequence, &elements)))
         return NULL;
     call_t c = {0};
-    c.inputs = (int32_t)PyTuple_Size(sequence);
-    Py_buffer *views = calloc((size_t)c.inputs + 1, sizeof *views);
-    const uint8_t **bases = calloc((size_t)c.inputs + 1, sizeof *bases);
-    int32_t *width = calloc((size_t)c.inputs + 1, sizeof *width);
-    if (!views || !bases || !width) {
-        PyErr_NoMemory();
+    c.inputs = opened(sequence, &views, PyBUF_SIMPLE);
+    if (c.inputs < 0 || !(bases = room_for((size_t)c.inputs, sizeof *bases)) ||
+        !(width = room_for((size_t)c.inputs, sizeof *width)) || !checked(&c, width, &code, views, elements) ||
+        (with_out && out.len / c.out_width < elements && !does_not_fit("the result")))
         goto done;
-    }
-    for (; opened < c.inputs; opened++) {
-        if (PyObject_GetBuffer(PyTuple_GetItem(sequence, opened), &views[opened], PyBUF_SIMPLE) < 0) goto done;
-        bases[opened] = views[opened].buf;
-    }
-    if (!checked(&c, width, &code, views, elements)) goto done;
-    if (with_out && out.len / c.out_width < elements) {
-        PyErr_SetString(PyExc_ValueError, "the result does not fit its buffer");
-        goto done;
-    }
+    for (int32_t i = 0; i < c.inputs; i++) bases[i] = views[i].buf;
     c.width = width;
     c.bases = bases;
     c.out = with_out ? out.buf : NULL;
     c.block = c.ops <= 32 ? BLOCK : 64; /* thousands of rounding points still fit a cache */
-    c.room = malloc(sizeof *c.room);
-    c.at = malloc((size_t)(c.inputs + c.ops) * sizeof *c.at);
-    c.results = malloc((size_t)(c.ops * c.block) * 8);
-    if (!c.room || !c.at || !c.results) {
-        PyErr_NoMemory();
+    if (!(c.room = room_for(1, sizeof *c.room)) || !(c.at = room_for((size_t)(c.inputs + c.ops), sizeof *c.at)) ||
+        !(c.results = room_for((size_t)(c.ops * c.block), 8)))
         goto done;
-    }
     Py_BEGIN_ALLOW_THREADS
     lost = sum(&c, elements);
     Py_END_ALLOW_THREADS
     result = PyLong_FromSsize_t(lost);
 done:
-    while (opened--) PyBuffer_Release(&views[opened]);
-    free(views);
+    closed(views);
     free(bases);
     free(width);
     free(c.room);
@@ -174,16 +149,4 @@ static PyMethodDef METHODS[] = {
 static struct PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_sums", "Sums of tensors, compiled.", -1, METHODS,
                                     NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__sums(void)
-{
-    PyObject *module = PyModule_Create(&MODULE);
-    if (module) {
-        PyObject *done = plain(module, Py_False);
-        if (!done) {
-            Py_DECREF(module);
-            return NULL;
-        }
-        Py_DECREF(done);
-    }
-    return module;
-}
+PyMODINIT_FUNC PyInit__sums(void) { return module_of(&MODULE, plain); }

@@ -47,7 +47,7 @@ typedef struct {
 
 typedef struct {
     int32_t compute, to, terms, kind;
-    int32_t out, flags;
+    int32_t out, flags, mask, unused; /* mask: an input of bytes, 0 where a sum is to be 0, else 1; or -1 */
     double divisor; /* of a sum; of other kinds, which _kernels.c has, a number of theirs */
     int64_t low, high;
 } op_t; /* its terms follow it */
@@ -138,12 +138,18 @@ typedef struct {
 
 typedef struct {
     void (*widen)(float *, const uint16_t *, Py_ssize_t);
+    void (*widen_twice)(double *, const uint16_t *, Py_ssize_t);
     void (*narrow)(uint16_t *, const float *, Py_ssize_t);
     /* a float32 sum of float32, float16 and bfloat16 to any of them, of whole 32 elements; may be NULL */
-    void (*sum)(const op_t *, const uint8_t *const *, uint8_t *, Py_ssize_t);
+    void (*sum)(const op_t *, const uint8_t *const *, const uint8_t *, uint8_t *, Py_ssize_t);
 } halves_t;
 
 static void halves_to_floats(float *to, const uint16_t *x, Py_ssize_t n)
+{
+    for (Py_ssize_t i = 0; i < n; i++) to[i] = half_to_float(x[i]);
+}
+
+static void halves_to_doubles(double *to, const uint16_t *x, Py_ssize_t n)
 {
     for (Py_ssize_t i = 0; i < n; i++) to[i] = half_to_float(x[i]);
 }
@@ -153,7 +159,7 @@ static void floats_to_halves(uint16_t *to, const float *x, Py_ssize_t n)
     for (Py_ssize_t i = 0; i < n; i++) to[i] = float_to_half(x[i]);
 }
 
-static const halves_t PLAIN = {halves_to_floats, floats_to_halves, NULL};
+static const halves_t PLAIN = {halves_to_floats, halves_to_doubles, floats_to_halves, NULL};
 
 /* Values as float32; those that are float32 already are used where they lie. */
 INLINE const float *as_floats(float *room, const uint8_t *x, int dtype, const halves_t *halves, Py_ssize_t n)
@@ -195,7 +201,9 @@ INLINE void from_floats(uint8_t *to, int dtype, const float *x, const halves_t *
     }
 }
 
-INLINE void sum_in_float(const op_t *op, const uint8_t *const *x, room_t *room, const halves_t *halves, Py_ssize_t n)
+/* A sum in `room->total`. With a mask that is 0 where the mask is, whatever it would be. */
+INLINE void sum_in_float(const op_t *op, const uint8_t *const *x, const uint8_t *mask, room_t *room,
+                         const halves_t *halves, Py_ssize_t n)
 {
     float *total = (float *)room->total;
     const term_t *terms = terms_of(op);
@@ -211,9 +219,12 @@ INLINE void sum_in_float(const op_t *op, const uint8_t *const *x, room_t *room, 
         const float divisor = (float)op->divisor;
         for (Py_ssize_t i = 0; i < n; i++) total[i] = total[i] / divisor;
     }
+    if (mask)
+        for (Py_ssize_t i = 0; i < n; i++) total[i] = mask[i] ? total[i] : 0;
 }
 
-INLINE void sum_in_double(const op_t *op, const uint8_t *const *x, room_t *room, const halves_t *halves, Py_ssize_t n)
+INLINE void sum_in_double(const op_t *op, const uint8_t *const *x, const uint8_t *mask, room_t *room,
+                          const halves_t *halves, Py_ssize_t n)
 {
     double *total = room->total;
     const term_t *terms = terms_of(op);
@@ -236,6 +247,8 @@ INLINE void sum_in_double(const op_t *op, const uint8_t *const *x, room_t *room,
     }
     if (op->divisor != 1.0)
         for (Py_ssize_t i = 0; i < n; i++) total[i] = total[i] / op->divisor;
+    if (mask)
+        for (Py_ssize_t i = 0; i < n; i++) total[i] = mask[i] ? total[i] : 0;
 }
 
 INLINE void round_doubles(uint8_t *to, int dtype, room_t *room, const halves_t *halves, Py_ssize_t n)
@@ -267,16 +280,16 @@ INLINE int in_registers(const op_t *op)
     return fits;
 }
 
-INLINE void sum_block(const op_t *op, const uint8_t *const *x, uint8_t *to, room_t *room, const halves_t *halves,
-                      Py_ssize_t n)
+INLINE void sum_block(const op_t *op, const uint8_t *const *x, const uint8_t *mask, uint8_t *to, room_t *room,
+                      const halves_t *halves, Py_ssize_t n)
 {
     if (halves->sum && n % 32 == 0 && in_registers(op)) {
-        halves->sum(op, x, to, n);
+        halves->sum(op, x, mask, to, n);
     } else if (op->compute == F32) {
-        sum_in_float(op, x, room, halves, n);
+        sum_in_float(op, x, mask, room, halves, n);
         from_floats(to, op->to, (const float *)room->total, halves, n);
     } else {
-        sum_in_double(op, x, room, halves, n);
+        sum_in_double(op, x, mask, room, halves, n);
         round_doubles(to, op->to, room, halves, n);
     }
 }
@@ -292,6 +305,17 @@ FAST static void halves_to_floats_fast(float *to, const uint16_t *x, Py_ssize_t 
     for (; i < n; i++) to[i] = half_to_float(x[i]);
 }
 
+FAST static void halves_to_doubles_fast(double *to, const uint16_t *x, Py_ssize_t n)
+{
+    Py_ssize_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        const __m256 values = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(x + i)));
+        _mm256_storeu_pd(to + i, _mm256_cvtps_pd(_mm256_castps256_ps128(values)));
+        _mm256_storeu_pd(to + i + 4, _mm256_cvtps_pd(_mm256_extractf128_ps(values, 1)));
+    }
+    for (; i < n; i++) to[i] = half_to_float(x[i]);
+}
+
 FAST static void floats_to_halves_fast(uint16_t *to, const float *x, Py_ssize_t n)
 {
     Py_ssize_t i = 0;
@@ -301,12 +325,30 @@ FAST static void floats_to_halves_fast(uint16_t *to, const float *x, Py_ssize_t 
     for (; i < n; i++) to[i] = float_to_half(x[i]);
 }
 
-FAST static inline __m256 eight(const uint8_t *x, int dtype, Py_ssize_t i)
+FAST static inline __m256 brain(const uint8_t *x)
 {
-    if (dtype == F32) return _mm256_loadu_ps((const float *)x + i);
-    const __m128i halves = _mm_loadu_si128((const __m128i *)(x + 2 * i));
-    if (dtype == F16) return _mm256_cvtph_ps(halves);
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+    const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)x));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+}
+
+FAST static inline __m256 half(const uint8_t *x) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)x)); }
+
+/* 32 values from element i on. */
+FAST static inline void load(__m256 *to, const uint8_t *x, int dtype, Py_ssize_t i)
+{
+    if (dtype == F16)
+        for (int j = 0; j < 4; j++) to[j] = half(x + 2 * i + 16 * j);
+    else if (dtype == F32)
+        for (int j = 0; j < 4; j++) to[j] = _mm256_loadu_ps((const float *)x + i + 8 * j);
+    else
+        for (int j = 0; j < 4; j++) to[j] = brain(x + 2 * i + 16 * j);
+}
+
+/* x where the mask has 1, 0 where it has 0. */
+FAST static inline __m256 masked(__m256 x, const uint8_t *mask)
+{
+    const __m256i kept = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)mask));
+    return _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_sub_epi32(_mm256_setzero_si256(), kept)));
 }
 
 FAST static inline void store_eight(uint8_t *to, int dtype, Py_ssize_t i, __m256 x)
@@ -323,39 +365,31 @@ FAST static inline void store_eight(uint8_t *to, int dtype, Py_ssize_t i, __m256
 }
 
 /* The commonest sums of all, 32 elements at a time in registers. */
-FAST static void sum_in_registers(const op_t *op, const uint8_t *const *x, uint8_t *to, Py_ssize_t n)
+FAST static void sum_in_registers(const op_t *op, const uint8_t *const *x, const uint8_t *mask, uint8_t *to,
+                                  Py_ssize_t n)
 {
     const term_t *terms = terms_of(op);
     const __m256 divisor = _mm256_set1_ps((float)op->divisor);
     for (Py_ssize_t i = 0; i < n; i += 32) {
-        __m256 a = divisor, b = divisor, c = divisor, d = divisor;
-        for (int32_t k = 0; k < op->terms; k++) {
-            const uint8_t *values = x[terms[k].operand];
-            const int dtype = terms[k].dtype;
+        __m256 total[4], values[4];
+        load(total, x[terms->operand], terms->dtype, i);
+        const __m256 first = _mm256_set1_ps((float)terms->share);
+        for (int j = 0; j < 4; j++) total[j] = _mm256_mul_ps(total[j], first);
+        for (int32_t k = 1; k < op->terms; k++) {
             const __m256 share = _mm256_set1_ps((float)terms[k].share);
-            const __m256 e = _mm256_mul_ps(eight(values, dtype, i), share);
-            const __m256 f = _mm256_mul_ps(eight(values, dtype, i + 8), share);
-            const __m256 g = _mm256_mul_ps(eight(values, dtype, i + 16), share);
-            const __m256 h = _mm256_mul_ps(eight(values, dtype, i + 24), share);
-            a = k ? _mm256_add_ps(a, e) : e;
-            b = k ? _mm256_add_ps(b, f) : f;
-            c = k ? _mm256_add_ps(c, g) : g;
-            d = k ? _mm256_add_ps(d, h) : h;
+            load(values, x[terms[k].operand], terms[k].dtype, i);
+            for (int j = 0; j < 4; j++) total[j] = _mm256_add_ps(total[j], _mm256_mul_ps(values[j], share));
         }
-        if (op->divisor != 1.0) {
-            a = _mm256_div_ps(a, divisor);
-            b = _mm256_div_ps(b, divisor);
-            c = _mm256_div_ps(c, divisor);
-            d = _mm256_div_ps(d, divisor);
-        }
-        store_eight(to, op->to, i, a);
-        store_eight(to, op->to, i + 8, b);
-        store_eight(to, op->to, i + 16, c);
-        store_eight(to, op->to, i + 24, d);
+        if (op->divisor != 1.0)
+            for (int j = 0; j < 4; j++) total[j] = _mm256_div_ps(total[j], divisor);
+        if (mask)
+            for (int j = 0; j < 4; j++) total[j] = masked(total[j], mask + i + 8 * j);
+        for (int j = 0; j < 4; j++) store_eight(to, op->to, i + 8 * j, total[j]);
     }
 }
 
-static const halves_t WITH_INSTRUCTIONS = {halves_to_floats_fast, floats_to_halves_fast, sum_in_registers};
+static const halves_t WITH_INSTRUCTIONS = {halves_to_floats_fast, halves_to_doubles_fast, floats_to_halves_fast,
+                                           sum_in_registers};
 #endif
 
 /* Whether the processor has what the FAST functions use. */

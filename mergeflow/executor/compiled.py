@@ -16,16 +16,16 @@ import numpy.typing as npt
 
 from mergeflow.executor import _kernels
 from mergeflow.executor.device import Bytes, allocate
+from mergeflow.executor.layouts import Layouts
 from mergeflow.executor.masks import Mask
-from mergeflow.executor.packing import BY_COUNT, DROP, ELECT, LOST, MEAN, SUM, TRIM, ZERO, Packed, pack
+from mergeflow.executor.packing import LOST, SUM
 from mergeflow.executor.pieces import Making, Piece
-from mergeflow.executor.searches import STRETCH, Ask, Search, search, stretches
+from mergeflow.executor.searches import STRETCH, Ask, Search, room, search, stretches
 from mergeflow.formats.many import ReadFiles
-from mergeflow.methods.compiled import Drop, Elect, Operation, Sum, Trim
+from mergeflow.methods.compiled import Drop, Operation, Statistic
 from mergeflow.methods.kernels import GRID, Given, formula
 from mergeflow.plan.jobs import PIECE, WORKING, Job
 from mergeflow.plan.program import Call, Op, Staged
-from mergeflow.tensors import DType
 
 SPAN = 2 * GRID  # elements gone through at a time: the inputs' bytes stay in the second-level cache
 
@@ -36,6 +36,7 @@ class CompiledStages:
     def __init__(self, programs: Sequence[Staged]) -> None:
         self._programs = programs
         self._buffers = _Buffers()
+        self._layouts = [Layouts(program) for program in programs]
 
     def can_run(self, job: Job) -> bool:
         """Whether all kernels of its program are compiled, and it is of the usual kind."""
@@ -45,14 +46,15 @@ class CompiledStages:
     def run(self, job: Job, files: Mapping[int, ReadFiles]) -> Making:
         """A job, ready to be gone through: what its kernels have to know is known."""
         sources = [(files[source], offset) for source, offset in job.reads]
-        return _Tensor(self._programs[job.staged], job, sources, self._buffers)
+        return _Tensor(self._layouts[job.staged], job, sources, self._buffers)
 
 
 class _Tensor:
     """One tensor in the making. Operands are numbered as in its program."""
 
-    def __init__(self, program: Staged, job: Job, sources: Sequence[tuple[ReadFiles, int]], buffers: _Buffers) -> None:
-        self._program, self._job, self._sources, self._buffers = program, job, sources, buffers
+    def __init__(self, layouts: Layouts, job: Job, sources: Sequence[tuple[ReadFiles, int]], buffers: _Buffers) -> None:
+        self._layouts, self._job, self._sources, self._buffers = layouts, job, sources, buffers
+        self._program = program = layouts.program
         self._inputs = len(program.inputs)
         self._operations: dict[int, Operation] = {}  # of the calls, once what they depend on is known
         self._masks: dict[int, Mask] = {}
@@ -82,7 +84,7 @@ class _Tensor:
         waiting = [i for i, op in enumerate(self._program.ops) if isinstance(op, Call)]
         while waiting:
             ready = [i for i in waiting if all(self._known(o) for o in self._call(i).operands)]
-            searches: dict[int, tuple[Search, int]] = {}
+            wanted: dict[int, Statistic] = {}
             for i in ready:
                 call = self._call(i)
                 compiled = formula(call.kernel).compiled
@@ -91,14 +93,23 @@ class _Tensor:
                 if statistic is None:
                     self._settle(i, None)
                 else:
-                    searches[i] = search(statistic, len(call.operands), self._job.elements, call.to)
-            for group in _groups(searches):
-                self._search({i: searches[i][0] for i in group})
+                    wanted[i] = statistic
+            sizes = {i: room(one, len(self._call(i).operands), self._call(i).to) for i, one in wanted.items()}
+            for group in _groups(sizes):
+                self._search({i: self._begun(i, wanted[i], group, sizes) for i in group})
             waiting = [i for i in waiting if i not in self._operations]
+
+    def _begun(self, index: int, statistic: Statistic, group: Sequence[int], sizes: Mapping[int, int]) -> Search:
+        """A search with bytes of its own among those of its group."""
+        call, begin = self._call(index), sum(sizes[i] for i in group if i < index)
+        own = self._buffers.get("counts", sum(sizes[i] for i in group))[begin : begin + sizes[index]]
+        return search(statistic, len(call.operands), self._job.elements, call.to, own)
 
     def _known(self, operand: int) -> bool:
         """Whether all kernels below an operand are ready to be computed."""
-        return all(isinstance(self._program.ops[i], Op) or i in self._operations for i in self._needed([operand]))
+        return all(
+            isinstance(self._program.ops[i], Op) or i in self._operations for i in self._layouts.needed([operand])
+        )
 
     def _search(self, searches: dict[int, Search]) -> None:
         """Go through the operands as often as it takes to end all searches."""
@@ -149,86 +160,10 @@ class _Tensor:
             job.shape,
         )  # fmt: skip
 
-    # -- programs ----------------------------------------------------------------------------------------------------
-
-    def _needed(self, operands: Sequence[int]) -> list[int]:
-        """The operations that operands come from, in order."""
-        needed: set[int] = set()
-        stack = list(operands)
-        while stack:
-            index = stack.pop() - self._inputs
-            if index >= 0 and index not in needed:
-                needed.add(index)
-                stack += self._program.ops[index].operands
-        return sorted(needed)
-
     def _runner(self, operands: Sequence[int], asked: Sequence[tuple[Call, Ask]], result: int | None = None) -> _Runner:
-        """What computes these operands for those who ask. With a `result` (SUM or LOST) there is one operand, the
-        program's last, which goes to the only buffer or of which is counted what is not finite."""
-        order = self._needed(operands)
-        ops = self._program.ops
-        slots = sorted({o for i in order for o in ops[i].operands if o < self._inputs} | {
-            o for o in operands if o < self._inputs
-        })  # fmt: skip
-        masks = [i for i in order if i in self._masks]
-        numbers = {slot: n for n, slot in enumerate(slots)}
-        mask_numbers = {index: len(slots) + n for n, index in enumerate(masks)}
-        packed: list[Packed] = []
-        for index in order:
-            numbers[self._inputs + index] = len(slots) + len(masks) + len(packed)
-            packed.append(self._packed(index, numbers, mask_numbers.get(index, -1)))
-        if result == SUM:
-            packed[-1] = packed[-1]._replace(out=0)
-        elif result == LOST and packed[-1].kind == SUM:
-            packed[-1] = packed[-1]._replace(kind=LOST)
-        elif result == LOST:
-            last = packed[-1]
-            packed.append(Packed(LOST, last.compute, last.to, ((1.0, numbers[operands[0]]),)))
-        for out, (call, ask) in enumerate(asked):
-            terms = []
-            for k in ask.operands:
-                operand = call.operands[k]
-                number = numbers[operand]
-                if self._dtype(operand) is DType.F64 and call.to is DType.F32:  # what the kernel sees is rounded
-                    number = len(slots) + len(masks) + len(packed)
-                    packed.append(Packed(SUM, DType.F32, DType.F32, ((1.0, numbers[operand]),)))
-                terms.append((1.0, number))
-            packed.append(
-                Packed(
-                    ask.kind, ask.compute, ask.compute, tuple(terms), 1.0, out, ask.flags, ask.low, ask.high
-                )
-            )  # fmt: skip
-        dtypes = [self._program.inputs[slot] for slot in slots]
-        program = pack(packed, [*dtypes, *([None] * len(masks))])
-        reads = [(*self._sources[slot], dtype.size) for slot, dtype in zip(slots, dtypes, strict=True)]
-        return _Runner(program, reads, [self._masks[i] for i in masks], self._buffers)
-
-    def _packed(self, index: int, numbers: Mapping[int, int], mask: int) -> Packed:
-        """One operation of the program, with its operands' numbers."""
-        op = self._program.ops[index]
-        if isinstance(op, Op):
-            terms = tuple([(float(share), numbers[o]) for share, o in op.terms])
-            return Packed(SUM if terms else ZERO, op.compute, op.to, terms, float(op.divisor))
-        operands = [numbers[o] for o in op.operands]
-        what = self._operations[index]
-        if isinstance(what, Sum):
-            terms = tuple([(share, operands[k]) for k, share in what.terms])
-            return Packed(SUM if terms else ZERO, op.to, op.to, terms)
-        if isinstance(what, Trim):
-            if what.above is None:
-                return Packed(ZERO, op.to, op.to, ())
-            return Packed(TRIM, op.to, op.to, ((1.0, operands[0]),), what.above)
-        if isinstance(what, Elect):
-            terms = tuple(zip(what.shares, operands, strict=True))
-            flags = (BY_COUNT if what.by_count else 0) | (MEAN if what.mean else 0)
-            return Packed(ELECT, op.to, op.to, terms, what.divisor, flags=flags)
-        if mask < 0:  # all is kept
-            return Packed(SUM, op.to, op.to, ((1.0, operands[0]),))
-        return Packed(DROP, op.to, op.to, ((1.0, operands[0]),), mask=mask)
-
-    def _dtype(self, operand: int) -> DType:
-        index = operand - self._inputs
-        return self._program.inputs[operand] if index < 0 else self._program.ops[index].to
+        layout = self._layouts.layout(operands, asked, self._operations, self._masks, result)
+        reads = [(*self._sources[slot], size) for slot, size in layout.slots]
+        return _Runner(layout.program, reads, [self._masks[i] for i in layout.masks], self._buffers)
 
 
 class _Runner:
@@ -267,11 +202,11 @@ class _Buffers:
         return found[:nbytes]
 
 
-def _groups(searches: Mapping[int, tuple[Search, int]]) -> list[list[int]]:
-    """Searches that are made together: as many as their counts have room for."""
+def _groups(sizes: Mapping[int, int]) -> list[list[int]]:
+    """Searches that are made together: as many as their counts, of these sizes, have room for."""
     groups: list[list[int]] = []
     taken = WORKING
-    for i, (_, nbytes) in searches.items():
+    for i, nbytes in sizes.items():
         if taken + nbytes > WORKING:
             groups.append([])
             taken = 0

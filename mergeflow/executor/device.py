@@ -18,8 +18,8 @@ when it is gone (`DeviceLost`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +27,15 @@ import numpy.typing as npt
 from mergeflow.errors import ResourceError
 from mergeflow.events import Reporter, silent
 from mergeflow.plan.place import Placement
-from mergeflow.plan.program import Program
+from mergeflow.plan.program import Program, Staged
+
+if TYPE_CHECKING:
+    from mergeflow.executor.pieces import Making
+    from mergeflow.formats.many import ReadFiles
+    from mergeflow.plan.jobs import Job
 
 Bytes = npt.NDArray[np.uint8]
+KERNELS_VARIABLE = "MERGEFLOW_KERNELS"  # `torch`: torch does on the CPU what compiled code is there for
 
 
 class Room(NamedTuple):
@@ -54,6 +60,14 @@ class DeviceLost(ResourceError):
     """A device stopped answering in the middle of a build."""
 
 
+class Kernels(Protocol):
+    """Programs with kernels, on a device with a memory of its own."""
+
+    def run(self, job: Job, files: Mapping[int, ReadFiles], host: Callable[[], Making]) -> Making | None:
+        """A job, ready to be gone through; None where the CPU has to do it. `host` makes it there, should the device
+        run out of memory on the way."""
+
+
 class Worker(ABC):
     """Buffers and compute for one thread."""
 
@@ -73,6 +87,10 @@ class Worker(ABC):
     @abstractmethod
     def lost_before_rounding(self, program: Program, slots: Sequence[int], elements: int) -> int:
         """How many of the results were already not finite before the last rounding; called only when some are."""
+
+    def kernels(self, programs: Sequence[Staged]) -> Kernels | None:
+        """What runs jobs on the device, in the worker's thread; None where the CPU runs all of them."""
+        return None
 
     def close(self) -> None:  # noqa: B027  # memory of the process goes with the object
         """Give back what the worker holds of its device."""

@@ -8,11 +8,10 @@ from dataclasses import replace
 from functools import cache
 
 from mergeflow.errors import RecipeError
-from mergeflow.executor.device import Buffers, Device, Room, Worker
+from mergeflow.executor.device import KERNELS_VARIABLE, Buffers, Device, Room, Worker
 from mergeflow.plan.place import TILE, TILE_F64, Placement
 
 NAMES = ("cpu", "cuda", "mps")
-KERNELS_VARIABLE = "MERGEFLOW_KERNELS"  # `torch`: sums by torch calls even where the compiled ones are there
 
 
 def find(name: str) -> Device:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mergeflow.executor.devices import KERNELS_VARIABLE
+from mergeflow.executor.device import KERNELS_VARIABLE, Kernels
 from mergeflow.executor.pieces import Making
 from mergeflow.formats.many import ReadFiles
 from mergeflow.plan.jobs import Job
@@ -19,15 +19,24 @@ if TYPE_CHECKING:
 
 
 class Makers:
-    """Runs jobs, in one thread. `keep` is how many bytes of operands may be kept between passes."""
+    """Runs jobs, in one thread. `keep` is how many bytes of operands may be kept between passes; `there` runs those
+    that an accelerator can."""
 
-    def __init__(self, programs: Sequence[Staged], keep: int) -> None:
-        self._programs, self._keep = programs, keep
+    def __init__(self, programs: Sequence[Staged], keep: int, there: Kernels | None = None) -> None:
+        self._programs, self._keep, self._there = programs, keep, there
         self._compiled = _compiled(programs)
         self._torch: Stages | None = None
 
     def run(self, job: Job, files: Mapping[int, ReadFiles]) -> Making:
         """A job, ready to be gone through."""
+        if self._there is not None:
+            made = self._there.run(job, files, lambda: self._here(job, files))
+            if made is not None:
+                return made
+        return self._here(job, files)
+
+    def _here(self, job: Job, files: Mapping[int, ReadFiles]) -> Making:
+        """On the CPU."""
         if self._compiled is not None and self._compiled.can_run(job):
             return self._compiled.run(job, files)
         if self._torch is None:

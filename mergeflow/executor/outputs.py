@@ -12,9 +12,10 @@ from mergeflow.events import PhaseEnded, PhaseStarted, Reporter, Warned
 from mergeflow.executor.device import Device
 from mergeflow.executor.kept import damaged_names, open_objects, open_outputs, without
 from mergeflow.executor.run import Sink, make, open_sources
-from mergeflow.formats.files import Fingerprint, clear_dead_parts
+from mergeflow.formats.files import Fingerprint
 from mergeflow.formats.journal import SourceFile
 from mergeflow.formats.output import OutputFiles
+from mergeflow.formats.parts import clear_dead_parts
 from mergeflow.formats.scan import Content, Scan
 from mergeflow.plan.plans import OutputPlan, Plan
 from mergeflow.store.objects import Store

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from blake3 import blake3
@@ -17,9 +19,16 @@ from blake3 import blake3
 from mergeflow.digest import CHUNK
 from mergeflow.executor.device import Bytes, Room, Worker
 from mergeflow.executor.nonfinite import make_canonical
+from mergeflow.executor.pieces import Making
+from mergeflow.formats.many import ReadFiles
+from mergeflow.methods.kernels import GRID
+from mergeflow.plan.jobs import Job
 from mergeflow.plan.place import STREAMED, Placement
-from mergeflow.plan.program import Op, Program
+from mergeflow.plan.program import Op, Program, Staged
 from mergeflow.tensors import DType
+
+if TYPE_CHECKING:
+    from mergeflow.executor.driver import Driver
 
 ELEMENTS = 1 << 13
 _TILE = 3000  # more than one, and a shorter one at the end
@@ -90,3 +99,62 @@ def computed(worker: Worker, program: Program) -> bytes:
     out = worker.out[: ELEMENTS * program.out.size].copy()
     make_canonical(out, program.out)
     return out.tobytes()
+
+
+# -- programs with kernels -------------------------------------------------------------------------------------------
+
+_LENGTH = GRID + 1_001  # of the tensors that kernels are tried on: more than one tile of what they measure
+
+
+class _Bits(ReadFiles):
+    """A file that is only values."""
+
+    def __init__(self, data: Bytes) -> None:
+        self._data = data
+
+    def read_into(self, view: memoryview, position: int) -> None:
+        view[:] = self._data[position : position + view.nbytes].data
+
+
+def kernel_disagreement(driver: Driver, program: Staged) -> str | None:
+    """Why a program with kernels cannot be left to an accelerator: it gives other bytes than the CPU, or an error. None
+    where it can. Tried on numbers of the size that weights have, and on any bits there are.
+
+    Raises:
+        DeviceLost: it does not answer.
+    """
+    from mergeflow.executor.devicekernels import DeviceKernels
+    from mergeflow.executor.making import Makers
+
+    here, there = Makers([program], 0), DeviceKernels(driver, [program], lambda program: True, lambda: None)
+    job = _trial(program)
+    try:
+        for most in (ELEMENTS // 2, ELEMENTS):
+            files: dict[int, ReadFiles] = {
+                i: _Bits(np.resize(values(dtype, i)[: most * dtype.size], _LENGTH * dtype.size))
+                for i, dtype in enumerate(program.inputs)
+            }
+            wanted = _whole(here.run(job, files))
+            found = there.run(job, files, partial(here.run, job, files))
+            if found is None or _whole(found) != wanted:
+                return "gives other bytes than the CPU"
+        return None
+    except (RuntimeError, TypeError) as error:  # torch's, of what it has no code for
+        return f"cannot do it ({str(error).splitlines()[0]})"
+    finally:
+        there.close()
+
+
+def _trial(program: Staged) -> Job:
+    reads = tuple([(i, 0) for i in range(len(program.inputs))])
+    return Job(0, 0, "trial", program.out, (_LENGTH,), _LENGTH, 0, 0, reads, None, (), None)
+
+
+def _whole(made: Making) -> bytes:
+    """All of a result, NaNs canonical."""
+    found = []
+    for piece in made.pieces():
+        data = piece.data.copy()
+        make_canonical(data, piece.block.dtype)
+        found.append(data.tobytes())
+    return b"".join(found)

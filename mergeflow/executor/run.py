@@ -25,6 +25,7 @@ from mergeflow.formats.many import ReadFiles
 from mergeflow.formats.output import OutputFiles
 from mergeflow.formats.scan import Scan
 from mergeflow.formats.workers import Queue, drain
+from mergeflow.methods.plugins import answerable
 from mergeflow.plan.jobs import Job
 from mergeflow.plan.plans import OutputPlan, Plan
 from mergeflow.plan.program import CONSTANT, COPY, ZERO, Program, TensorWork
@@ -84,8 +85,9 @@ def make(
 
         def do(unit: Unit | Job) -> None:
             if isinstance(unit, Job):
-                makers[:] = makers or [Makers(plan.staged, placement.keep)]
-                with gate.admitted(whole_bytes(plan.staged[unit.staged], unit.shape)):
+                makers[:] = makers or [Makers(plan.staged, placement.keep, worker.kernels(plan.staged))]
+                admitted = gate.admitted(whole_bytes(plan.staged[unit.staged], unit.shape))
+                with admitted, answerable(f"at {unit.name}"):
                     run_job(unit, makers[0], files, sinks[unit.output], report)
                 return
             run_unit(unit, worker, plan.programs, files, sinks)

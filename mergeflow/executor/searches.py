@@ -15,12 +15,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from mergeflow.executor.device import Bytes
 from mergeflow.executor.packing import COUNT, DOTS, FROM_FIRST, LENGTH, SUM, TALLY
 from mergeflow.methods.compiled import Dots, Lengths, Rank, Statistic
 from mergeflow.methods.gram import AT_ONCE
 from mergeflow.methods.kernels import GRID
 from mergeflow.methods.selection import COLLECT, SMALL, magnitudes_of, select
-from mergeflow.plan.jobs import WORKING
 from mergeflow.tensors import DType
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -46,19 +46,31 @@ class Ask:
     flags: int = 0
     sample: bool = False
 
+    @property
+    def what(self) -> tuple[object, ...]:
+        """All of it but the buffer."""
+        return self.kind, self.operands, self.compute, self.low, self.high, self.flags
+
 
 Search: TypeAlias = Generator[list[Ask], None, Any]
 
 
-def search(statistic: Statistic, operands: int, elements: int, compute: DType) -> tuple[Search, int]:
-    """The search for a statistic of so many operands, and the bytes that it takes for its counts."""
+def room(statistic: Statistic, operands: int, compute: DType) -> int:
+    """Bytes that the search for a statistic of so many operands takes for its counts."""
     if isinstance(statistic, Rank):
-        most = max(COLLECT, SMALL) * compute.size
-        return _rank(statistic.k, elements, compute), most
+        return max(COLLECT, SMALL) * compute.size
+    pairs = min(AT_ONCE, operands * (operands + 1) // 2)
+    return (pairs if isinstance(statistic, Dots) else operands) * GRID * 8
+
+
+def search(statistic: Statistic, operands: int, elements: int, compute: DType, own: Bytes) -> Search:
+    """The search for a statistic; running sums are taken in its `own` bytes."""
+    if isinstance(statistic, Rank):
+        return _rank(statistic.k, elements, compute)
     if isinstance(statistic, Dots):
-        return _dots(operands, elements, statistic.from_first), WORKING
+        return _dots(operands, elements, statistic.from_first, own)
     assert isinstance(statistic, Lengths)
-    return _lengths(operands, elements), operands * GRID * 8
+    return _lengths(operands, elements, own)
 
 
 def stretches(elements: int) -> list[int]:
@@ -111,30 +123,37 @@ def _bracket(k: int, n: int, compute: DType) -> Generator[list[Ask], None, tuple
     return int(ordered[low]), int(ordered[high])
 
 
-def _dots(count: int, n: int, from_first: bool) -> Search:
+def _dots(count: int, n: int, from_first: bool, own: Bytes) -> Search:
     size = count - from_first
     pairs = [(i, j) for i in range(size) for j in range(i + 1)]
     table = [[0.0] * size for _ in range(size)]
     for begin in range(0, len(pairs), AT_ONCE):
         here = pairs[begin : begin + AT_ONCE]
-        totals = np.zeros((len(here), GRID))
+        totals = _zeros(own, len(here), n)
         flags = FROM_FIRST if from_first else 0
         yield [Ask(DOTS, tuple(range(count)), DType.F64, totals, begin, begin + len(here), flags)]
         for (i, j), total in zip(here, totals, strict=True):
-            table[i][j] = table[j][i] = _folded(total, n)
+            table[i][j] = table[j][i] = _folded(total)
     return table
 
 
-def _lengths(count: int, n: int) -> Search:
-    totals = np.zeros((count, GRID))
+def _lengths(count: int, n: int, own: Bytes) -> Search:
+    totals = _zeros(own, count, n)
     yield [Ask(LENGTH, (i,), DType.F64, totals[i]) for i in range(count)]
-    return [_folded(total, n) for total in totals]
+    return [_folded(total) for total in totals]
 
 
-def _folded(totals: Array, n: int) -> float:
-    """The sum of running sums over n elements, as `methods.sums` takes it: one half added onto the other, and so on.
-    Halves that nothing was added to are left out: adding zeros changes nothing."""
-    totals = totals[: 1 << max(0, min(n, GRID) - 1).bit_length()]
+def _zeros(own: Bytes, count: int, n: int) -> Array:
+    """Running sums over n elements: GRID of them, or the first power of two that has one for each. What is left out
+    would stay zero, and adding zeros changes nothing."""
+    length = 1 << max(0, min(n, GRID) - 1).bit_length()
+    totals: Array = own[: count * length * 8].view(np.float64).reshape(count, length)
+    totals.fill(0)
+    return totals
+
+
+def _folded(totals: Array) -> float:
+    """The sum of running sums, as `methods.sums` takes it: one half added onto the other, and so on."""
     with np.errstate(all="ignore"):
         while totals.size > 1:
             half = totals.size // 2

@@ -21,76 +21,22 @@ from __future__ import annotations
 
 import itertools
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, final
+from typing import TYPE_CHECKING, final
 
 from mergeflow.events import Reporter, Warned, silent
 from mergeflow.executor.device import Buffers, Bytes, Device, DeviceFull, Room, Worker, buffers
-from mergeflow.executor.parity import disagreement
+from mergeflow.executor.driver import Driver
+from mergeflow.executor.parity import disagreement, kernel_disagreement
 from mergeflow.plan.place import RESIDENT, Placement, tile_for
-from mergeflow.plan.program import Program
+from mergeflow.plan.program import Call, Program, Staged
 
 if TYPE_CHECKING:
-    import torch
-
-    Memory: TypeAlias = torch.Tensor  # bytes on the device
-Stream: TypeAlias = Any  # whatever the driver hands out; nothing here looks into it
-Event: TypeAlias = Any
+    from mergeflow.executor.devicekernels import DeviceKernels
+    from mergeflow.executor.driver import Event, Memory
 
 LEAST = 1 << 16  # elements of a tile: with fewer, the calls take longer than the CPU would
 SETS = 2  # of buffers
-
-
-class Driver(ABC):
-    """One accelerator. All but `finish` return at once and are done in the order of their stream; a device that knows
-    no streams may do them on the spot.
-
-    Raises of each:
-        DeviceFull: there is no memory left for it.
-        DeviceLost: the device does not answer.
-    """
-
-    name: str
-
-    @abstractmethod
-    def runs(self, program: Program) -> bool:
-        """Whether it has all the dtypes."""
-
-    @abstractmethod
-    def pinned(self, nbytes: int) -> Bytes:
-        """Memory of the machine that the device can copy from on its own, beginning on a page."""
-
-    @abstractmethod
-    def memory(self, nbytes: int) -> Memory: ...
-
-    @abstractmethod
-    def stream(self) -> Stream: ...
-
-    @abstractmethod
-    def record(self, stream: Stream) -> Event:
-        """What has happened when all that is in the stream now is done."""
-
-    @abstractmethod
-    def wait(self, stream: Stream, event: Event) -> None:
-        """What is put into the stream from here on begins after the event."""
-
-    @abstractmethod
-    def upload(self, stream: Stream, to: Memory, data: Bytes) -> None: ...
-
-    @abstractmethod
-    def download(self, stream: Stream, to: Bytes, data: Memory) -> None: ...
-
-    @abstractmethod
-    def compute(self, stream: Stream, program: Program, inputs: Sequence[Memory], out: Memory) -> None: ...
-
-    @abstractmethod
-    def finish(self, stream: Stream) -> None:
-        """Wait until all that is in the stream is done."""
-
-    @abstractmethod
-    def release(self) -> None:
-        """Give memory that was dropped back to the device, for whoever needs it."""
 
 
 class _Streams:
@@ -122,13 +68,15 @@ class _Streams:
 
 @final
 class StreamedWorker(Worker):
-    """`host` makes a worker of the CPU over the same buffers; `spilled` is told when it takes over."""
+    """`host` makes a worker of the CPU over the same buffers; `spilled` is told when it takes over; `agrees` says of a
+    program with kernels whether the device gives the CPU's bytes."""
 
     def __init__(
         self, driver: Driver, placement: Placement, room: Room, host: Callable[[Buffers], Worker],
-        spilled: Callable[[], None],
+        spilled: Callable[[], None], agrees: Callable[[Staged], bool] = lambda program: False,
     ) -> None:  # fmt: skip
-        self._driver, self._placement, self._spilled = driver, placement, spilled
+        self._driver, self._placement, self._spilled, self._agrees = driver, placement, spilled, agrees
+        self._kernels: DeviceKernels | None = None
         self._buffers = buffers(room, driver.pinned)
         self.out = self._buffers.out
         self._host = host(self._buffers)
@@ -158,8 +106,20 @@ class StreamedWorker(Worker):
     def lost_before_rounding(self, program: Program, slots: Sequence[int], elements: int) -> int:
         return self._host.lost_before_rounding(program, slots, elements)
 
+    def kernels(self, programs: Sequence[Staged]) -> DeviceKernels | None:
+        if not self._placement.kernels or not self._driver.kernels:
+            return None
+        try:
+            from mergeflow.executor.devicekernels import DeviceKernels
+        except ImportError:  # masks are compiled, and there was no compiler when this was installed
+            return None
+        self._kernels = DeviceKernels(self._driver, programs, self._agrees, self._spilled)
+        return self._kernels
+
     def close(self) -> None:
         self._drop()
+        if self._kernels is not None:
+            self._kernels.close()
         self._host.close()
 
     def _through(self, program: Program, slots: Sequence[int], elements: int, tile: int) -> None:
@@ -247,6 +207,7 @@ class StreamedDevice(Device):
         self._turn = itertools.count()
         self._lock = threading.Lock()
         self._trusted: dict[int, bool] = {}
+        self._kernels: dict[tuple[int, Staged], bool] = {}
         self._told = False
 
     def worker(self, placement: Placement, room: Room, report: Reporter = silent) -> Worker:
@@ -258,16 +219,31 @@ class StreamedDevice(Device):
             return self._host(placement, room, buffers(room))
         driver = self._drivers[number]
         message = f"{driver.name} has no memory left: what remains is computed on the CPU"
-        return self._streamed(driver, placement, room, lambda: self._tell(report, message))
+        return StreamedWorker(
+            driver, placement, room, lambda own: self._host(placement, room, own),
+            lambda: self._tell(report, message), lambda program: self._kernels_agree(number, program, report),
+        )  # fmt: skip
 
-    def _streamed(self, driver: Driver, placement: Placement, room: Room, spilled: Callable[[], None]) -> Worker:
-        return StreamedWorker(driver, placement, room, lambda own: self._host(placement, room, own), spilled)
+    def _streamed(self, driver: Driver, placement: Placement, room: Room) -> Worker:
+        return StreamedWorker(driver, placement, room, lambda own: self._host(placement, room, own), lambda: None)
+
+    def _kernels_agree(self, number: int, program: Staged, report: Reporter) -> bool:
+        """Whether an accelerator gives the CPU's bytes for a program with kernels, asked once."""
+        with self._lock:
+            if (number, program) not in self._kernels:
+                driver = self._drivers[number]
+                why = kernel_disagreement(driver, program)
+                self._kernels[number, program] = why is None
+                if why is not None:
+                    names = ", ".join(dict.fromkeys(op.kernel for op in program.ops if isinstance(op, Call)))
+                    report(Warned(f"{driver.name} {why}: the CPU computes {names}"))
+            return self._kernels[number, program]
 
     def _agrees(self, number: int, report: Reporter) -> bool:
         driver = self._drivers[number]
         found = disagreement(
             self.name,
-            lambda placement, room: self._streamed(driver, placement, room, lambda: None),
+            lambda placement, room: self._streamed(driver, placement, room),
             lambda placement, room: self._host(placement, room, buffers(room)),
         )
         if found is not None:

@@ -7,20 +7,20 @@ into it is done in order, and copies wait for it. It has no float64 and no float
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, final
 
 import torch
 
 from mergeflow.errors import ResourceError
 from mergeflow.executor.device import Bytes, DeviceFull, DeviceLost, allocate
-from mergeflow.executor.streamed import Driver
+from mergeflow.executor.driver import Driver
 from mergeflow.executor.torchsums import Sums
 from mergeflow.plan.program import Program
 from mergeflow.tensors import DType
 
 if TYPE_CHECKING:
-    from mergeflow.executor.streamed import Event, Memory, Stream
+    from mergeflow.executor.driver import Event, Memory, Stream
 
 _NOT_ON_MPS = frozenset({DType.F64, DType.F8_E4M3, DType.F8_E5M2})
 _GONE = ("CUDA error", "CUDA driver error", "CUDA unknown error", "device-side assert", "MPS backend")
@@ -72,11 +72,18 @@ def _told(name: str) -> Iterator[None]:
 
 @final
 class CudaDriver(Driver):
+    kernels = True
+
     def __init__(self, index: int) -> None:
-        self._device = torch.device("cuda", index)
+        self.index, self.device = index, torch.device("cuda", index)
         with _told(f"cuda:{index}"):
             self.name = f"{torch.cuda.get_device_name(index)} (cuda:{index})"
-        self._sums = Sums(self._device)
+        self._sums = Sums(self.device)
+
+    @contextmanager
+    def here(self, stream: Stream) -> Iterator[None]:
+        with _told(self.name), torch.cuda.stream(stream):
+            yield
 
     def runs(self, program: Program) -> bool:
         return True
@@ -84,19 +91,19 @@ class CudaDriver(Driver):
     def pinned(self, nbytes: int) -> Bytes:
         """Without room for pinned memory, any does: copies are slower then, and as right."""
         try:
-            with _told(self.name), torch.cuda.device(self._device):
+            with _told(self.name), torch.cuda.device(self.device):
                 return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()
         except DeviceFull:
             return allocate(nbytes)
 
     def memory(self, nbytes: int) -> Memory:
         with _told(self.name):
-            return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+            return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
 
     def stream(self) -> Stream:
         make: Any = torch.cuda.Stream  # which torch has no types for
         with _told(self.name):
-            return make(self._device)
+            return make(self.device)
 
     def record(self, stream: Stream) -> Event:
         with _told(self.name):
@@ -115,7 +122,7 @@ class CudaDriver(Driver):
             torch.from_numpy(to).copy_(data, non_blocking=True)
 
     def compute(self, stream: Stream, program: Program, inputs: Sequence[Memory], out: Memory) -> None:
-        with _told(self.name), torch.cuda.stream(stream):
+        with self.here(stream):
             self._sums.run(program, inputs, out)
 
     def finish(self, stream: Stream) -> None:
@@ -132,10 +139,14 @@ class MpsDriver(Driver):
     """Everything is done in order; `record` and `wait` have nothing to say."""
 
     name = "MPS"
+    kernels = False
 
     def __init__(self) -> None:
-        self._device = torch.device("mps")
-        self._sums = Sums(self._device)
+        self.device = torch.device("mps")
+        self._sums = Sums(self.device)
+
+    def here(self, stream: Stream) -> AbstractContextManager[None]:
+        return _told(self.name)
 
     def runs(self, program: Program) -> bool:
         dtypes = {*program.inputs, *(op.compute for op in program.ops), *(op.to for op in program.ops)}
@@ -146,7 +157,7 @@ class MpsDriver(Driver):
 
     def memory(self, nbytes: int) -> Memory:
         with _told(self.name):
-            return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+            return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
 
     def stream(self) -> Stream:
         return None
@@ -188,6 +199,7 @@ def seen(kind: str) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
     if kind == "mps":
         total = torch.mps.recommended_max_memory()
         return ("Apple silicon",), (total - torch.mps.driver_allocated_memory(),), (total,)
-    memory = [torch.cuda.mem_get_info(i) for i in range(len(found))]
-    names = [torch.cuda.get_device_name(i) for i in range(len(found))]
+    numbers = [driver.index for driver in found if isinstance(driver, CudaDriver)]
+    memory = [torch.cuda.mem_get_info(i) for i in numbers]
+    names = [torch.cuda.get_device_name(i) for i in numbers]
     return tuple(names), tuple(free for free, _ in memory), tuple(total for _, total in memory)

@@ -8,7 +8,7 @@ multiplying with its reciprocal, so divisors lie on the device; and it casts flo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -33,10 +33,13 @@ class Sums:
         for number, op in enumerate(program.ops):
             n = out.numel() // program.out.size
             result = out.view(TORCH[op.to]) if number == last else self._empty(n, op.to)
-            self._sum(op, operands, result)
+            self.add_up(op, operands, result)
             operands.append(result)
 
-    def _sum(self, op: Op, operands: Sequence[torch.Tensor], result: torch.Tensor) -> None:
+    def add_up(
+        self, op: Op, operands: Sequence[torch.Tensor] | Mapping[int, torch.Tensor], result: torch.Tensor
+    ) -> None:
+        """One sum, rounded to the result; it has terms."""
         n = result.numel()
         total, scratch = self._empty(n, op.compute), self._empty(n, op.compute)
         for i, (share, operand) in enumerate(op.terms):

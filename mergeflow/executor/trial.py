@@ -1,4 +1,5 @@
-"""How fast an accelerator is: copies to it and from it, sums on it, and how long it takes until it is ready."""
+"""How fast an accelerator is: copies to it and from it, sums on it, how long it takes until it is ready, and what it
+takes of both memories by being awake."""
 
 from __future__ import annotations
 
@@ -7,39 +8,55 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from mergeflow.executor.streamed import Driver
+import psutil
+
+from mergeflow.executor.driver import Driver
 from mergeflow.plan.program import Op, Program
 from mergeflow.tensors import DType
 
 _BYTES, _TERMS, _TRIES = 32 << 20, 3, 5
+_MARGIN, _LEAST = 1.25, 100_000_000  # on what was seen of memory: builds make more streams, and load more kernels
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Bytes per second to it and from it, nanoseconds for an element of a term, seconds until it is ready."""
+    """Bytes per second to it and from it, nanoseconds for an element of a term, seconds until it is ready; bytes of the
+    machine's memory and of its own that it takes by being awake."""
 
     up: float
     down: float
     term: float
     start: float
+    host: int
+    context: int
 
 
-def rates(name: str) -> Rates:
-    """Of the first device of a name.
+def rates(name: str, free: int) -> Rates:
+    """Of the first device of a name; `free` bytes were left on it before this process woke it.
 
     Raises:
         ResourceError: torch has none.
     """
-    began = time.perf_counter()
-    from mergeflow.executor.torchdevice import drivers
+    before, began = _own_memory(), time.perf_counter()
+    from mergeflow.executor.torchdevice import drivers, seen
 
     driver = drivers(name)[0]
     driver.finish(driver.stream())
     driver.memory(1)
-    return rates_of(driver, time.perf_counter() - began)
+    start = time.perf_counter() - began
+    up, down, term = speeds_of(driver)
+    driver.release()
+    host, context = _own_memory() - before, free - seen(name)[1][0]
+    return Rates(up, down, term, start, *[max(_LEAST, round(_MARGIN * taken)) for taken in (host, context)])
 
 
-def rates_of(driver: Driver, start: float) -> Rates:
+def _own_memory() -> int:
+    """Bytes that this process has for itself."""
+    return int(psutil.Process().memory_full_info().uss)
+
+
+def speeds_of(driver: Driver) -> tuple[float, float, float]:
+    """Bytes per second to it and from it, nanoseconds for an element of a term."""
     stream = driver.stream()
     host, there = driver.pinned(_BYTES), [driver.memory(_BYTES) for _ in range(_TERMS + 1)]
     host[:] = 0x3C
@@ -60,4 +77,4 @@ def rates_of(driver: Driver, start: float) -> Rates:
     up = seconds(lambda: driver.upload(stream, there[0], host))
     down = seconds(lambda: driver.download(stream, host, there[0]))
     summed = seconds(lambda: driver.compute(stream, program, there[:_TERMS], there[_TERMS]))
-    return Rates(_BYTES / up, _BYTES / down, summed * 1e9 / (_BYTES // 2 * _TERMS), start)
+    return _BYTES / up, _BYTES / down, summed * 1e9 / (_BYTES // 2 * _TERMS)

@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mergeflow.digest import DIGEST_SIZE, chunk_count, hash_bytes, payload_digest, printable
-from mergeflow.formats.files import Fingerprint, fingerprint, journal_path
+from mergeflow.formats.files import Fingerprint, fingerprint
+from mergeflow.formats.parts import journal_path
 
 SCHEMA = "mergeflow/journal/1"
 

@@ -7,12 +7,14 @@ the storages), then the storages in the order of the keys, each after its number
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Mapping
 
 from mergeflow.errors import IntegrityError
 from mergeflow.formats.files import ReadFile
 from mergeflow.formats.pickled import Malformed
-from mergeflow.formats.pickles import PICKLE_LIMIT, Stream, load
+from mergeflow.formats.pickles import PICKLE_LIMIT, load
 from mergeflow.formats.stored import Contents
+from mergeflow.formats.stream import Stream
 from mergeflow.formats.torchmodel import contents
 from mergeflow.formats.torchpickle import find, persistent
 from mergeflow.formats.torchvalues import Storage
@@ -56,8 +58,24 @@ def read_legacy(file: ReadFile) -> Contents:
     keys = load(stream, find, _no_storage)
     if not isinstance(keys, list) or not all(isinstance(k, str) and k in elements for k in keys):
         raise IntegrityError(f"{path}: its list of storages does not fit its objects")
+    places = _places(file, keys, elements, stream.position)
+
+    def place(storage: Storage) -> tuple[int, int]:
+        found = places.get(storage.key)
+        if found is None:
+            raise IntegrityError(f"{path}: its storage {storage.key[:40]!r} is missing")
+        return found
+
+    return contents(path, "torch legacy pickle", root, place)
+
+
+def _places(
+    file: ReadFile, keys: Iterable[str], elements: Mapping[str, int], position: int
+) -> dict[str, tuple[int, int]]:
+    """Where the bytes of each storage begin and how many they are. They lie one after the other from `position` on,
+    each behind the count of its `elements`."""
+    path = file.path
     places: dict[str, tuple[int, int]] = {}
-    position = stream.position
     for key in keys:
         if position + 8 > file.size:
             raise IntegrityError(f"{path}: cut short: storage {key[:40]!r} should begin at byte {position:,}")
@@ -70,14 +88,7 @@ def read_legacy(file: ReadFile) -> Contents:
             )
         places[key] = (position + 8, nbytes)
         position += 8 + nbytes
-
-    def place(storage: Storage) -> tuple[int, int]:
-        found = places.get(storage.key)
-        if found is None:
-            raise IntegrityError(f"{path}: its storage {storage.key[:40]!r} is missing")
-        return found
-
-    return contents(path, "torch legacy pickle", root, place)
+    return places
 
 
 def _no_storage(reference: object) -> object:

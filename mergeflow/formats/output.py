@@ -23,9 +23,10 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from mergeflow.digest import chunk_count
-from mergeflow.formats.files import Fingerprint, PartFile, check_space, set_aside, sync_folder
+from mergeflow.formats.files import Fingerprint
 from mergeflow.formats.journal import Entry, Journal, SourceFile
 from mergeflow.formats.layout import Ending, Layout, Stretch
+from mergeflow.formats.parts import PartFile, check_space, set_aside, sync_folder
 from mergeflow.formats.torchwriter import combine_crc32
 
 _STEP = 1 << 22

@@ -15,59 +15,13 @@ import struct
 from collections.abc import Callable
 
 from mergeflow.errors import IntegrityError
-from mergeflow.formats.files import ReadFile
 from mergeflow.formats.pickled import Fillable, Function, Inert, Malformed, Refused, Stranger, plain_key
+from mergeflow.formats.stream import Stream
 
 PICKLE_LIMIT = 100_000_000  # bytes, for callers to end the stream at; that of a large model has a few million
 OPCODE_LIMIT = 5_000_000  # a tensor takes about 25
 WORK_LIMIT = 100_000_000  # characters and 100 × items handed to functions, which a memo would let a file repeat
-_WINDOW = 1 << 18
 _NUMBER_LIMIT = 255  # bytes or digits of one integer
-
-
-class Stream:
-    """The bytes of a file from one offset to another, in order, a window at a time."""
-
-    def __init__(self, file: ReadFile, start: int, end: int) -> None:
-        self.file = file
-        self._next, self._end = start, min(end, file.size)
-        self._window, self._at = b"", 0
-
-    @property
-    def position(self) -> int:
-        return self._next - len(self._window) + self._at
-
-    def take(self, n: int) -> bytes:
-        at = self._at
-        if at + n > len(self._window):
-            self._need(n)
-            at = 0
-        self._at = at + n
-        return self._window[at : at + n]
-
-    def byte(self) -> int:
-        if self._at >= len(self._window):
-            self._need(1)
-        self._at += 1
-        return self._window[self._at - 1]
-
-    def line(self) -> bytes:
-        """Up to a newline, which is consumed and not returned."""
-        searched = 0
-        while (end := self._window.find(b"\n", self._at + searched)) < 0:
-            searched = len(self._window) - self._at
-            self._need(searched + 1)
-        line = self._window[self._at : end]
-        self._at = end + 1
-        return line
-
-    def _need(self, n: int) -> None:
-        rest = self._window[self._at :]
-        if n > len(rest) + self._end - self._next:
-            raise Malformed("it ends in the middle")
-        more = min(max(n - len(rest), _WINDOW, len(rest)), self._end - self._next)
-        self._window, self._at = rest + self.file.read(more, self._next), 0
-        self._next += more
 
 
 def load(stream: Stream, find: Callable[[str, str], object | None], persistent: Callable[[object], object]) -> object:
@@ -144,6 +98,9 @@ class _Machine:
             self._stack.pop()
         else:
             self._to_mark()
+
+    def _drop(self, _: object) -> None:
+        """For what an opcode takes and does nothing with."""
 
     def _push_text(self, raw: bytes) -> None:
         self._stack.append(str(raw, "utf-8", "surrogatepass"))
@@ -339,7 +296,7 @@ def _constant(value: object) -> _Op:
 _OPERATIONS: dict[int, _Op] = {
     ord("("): _Machine._mark,
     ord("0"): _Machine._pop_any,
-    ord("1"): lambda m: void(m._to_mark()),
+    ord("1"): lambda m: m._drop(m._to_mark()),
     ord("2"): lambda m: m._push(m._stack[-1]),
     ord("N"): _constant(None),
     0x88: _constant(True),
@@ -408,9 +365,5 @@ _OPERATIONS: dict[int, _Op] = {
     ord("h"): lambda m: m._push(m._memo[m._in.byte()]),
     ord("j"): lambda m: m._push(m._memo[struct.unpack("<I", m._in.take(4))[0]]),
     0x80: _Machine._proto,
-    0x95: lambda m: void(m._in.take(8)),  # a frame's length: frames are a matter of reading ahead
+    0x95: lambda m: m._drop(m._in.take(8)),  # a frame's length: frames are a matter of reading ahead
 }
-
-
-def void(_: object) -> None:
-    """For an opcode whose result is dropped."""

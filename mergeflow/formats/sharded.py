@@ -136,3 +136,9 @@ def stem_of(target: Path) -> str:
 def is_shard(path: Path, target: Path) -> bool:
     """Whether a file is called as the shards of this index are, however many those are."""
     return re.fullmatch(re.escape(stem_of(target)) + r"-\d{5}-of-\d{5}\.safetensors", path.name) is not None
+
+
+def index_of_shard(path: Path) -> Path | None:
+    """The index of the model that a file is a shard of, by its name; None where it has no such name."""
+    match = re.fullmatch(r"(.+)-\d{5}-of-\d{5}(\.safetensors)", path.name)
+    return path.with_name(match[1] + match[2] + INDEX) if match else None

@@ -202,10 +202,8 @@ def _bytes(args: tuple[object, ...]) -> object:
             return b""
         case (bytes(data),):
             return data
-        case (str(text), "latin1" | "latin-1"):
-            return text.encode("latin-1")
         case _:
-            raise Malformed("it makes bytes in an unknown way")
+            return _encode(args)
 
 
 def _reconstructor(args: tuple[object, ...]) -> object:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 from mergeflow.errors import IntegrityError
 from mergeflow.formats.files import ReadFile
-from mergeflow.formats.pickles import PICKLE_LIMIT, Stream, load
+from mergeflow.formats.pickles import PICKLE_LIMIT, load
 from mergeflow.formats.stored import Contents, listed
+from mergeflow.formats.stream import Stream
 from mergeflow.formats.torchmodel import contents
 from mergeflow.formats.torchpickle import find, persistent
 from mergeflow.formats.torchvalues import Storage

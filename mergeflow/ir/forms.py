@@ -1,37 +1,19 @@
-"""From the graph to the normal form of a tensor: (n1·X1 + n2·X2 + …) / d with integers, or a copy of one X.
+"""The normal form of a tensor: (n1·X1 + n2·X2 + …) / d with integers, or a copy of one X.
 
 An X is a source's tensor, a rounding point, or a kernel applied to operands that are normal forms themselves: linear
-algebra goes on around what is not linear.
-
-Two linear passes over the graph for each *case* (a case is all that can differ between two tensors: which sources
-have it, the values of the profiles there, the component it belongs to):
-
-1. upwards: degree, primary, and whether the tensor is there at all, by the rules for missing tensors;
-2. downwards: each node's share in the result, so that a graph of depth 100 with 2**100 paths costs its edges.
+algebra goes on around what is not linear. `ir.analysis` makes forms of a graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
 from typing import NamedTuple
 
-from mergeflow.errors import Place, RecipeError
 from mergeflow.ir.kernels import Choice, Kernel
-from mergeflow.ir.nodes import Apply, Free, Like, Load, Named, Node, Replace, Round, Sum
-from mergeflow.ir.numbers import ONE, ZERO, Number, decimal, evaluate, exact_sum, times
 from mergeflow.tensors import DType
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """What is particular about a tensor. `absent` are the sources that lack it, `component` matches Replace parts."""
-
-    absent: frozenset[int]
-    profiles: Mapping[str, Fraction]
-    components: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,11 +97,15 @@ def inner_first(root: Form, dtype: DType) -> list[Point]:
     return order
 
 
-def sources_in(root: Form) -> Iterator[int]:
-    """The sources that a form is made of, however deep inside."""
-    for point in inner_first(root, DType.F64):
-        if isinstance(point.leaf, Rounded):
-            yield from (leaf for _, leaf in point.leaf.form.terms if isinstance(leaf, int))
+def sources_in(roots: Iterable[Form]) -> frozenset[int]:
+    """The sources whose tensors are in these forms, however deep inside. Those that an expression names and that cancel
+    out are not."""
+    found: set[int] = set()
+    for root in roots:
+        for point in inner_first(root, DType.F64):
+            if isinstance(point.leaf, Rounded):
+                found |= {leaf for _, leaf in point.leaf.form.terms if isinstance(leaf, int)}
+    return frozenset(found)
 
 
 def kernels_in(root: Form) -> Iterator[Applied]:
@@ -127,242 +113,3 @@ def kernels_in(root: Form) -> Iterator[Applied]:
     for point in inner_first(root, DType.F64):
         if isinstance(point.leaf, Applied):
             yield point.leaf
-
-
-@dataclass(slots=True)
-class _State:
-    """What the upward pass knows of a node: its degree, whether it is a difference, whose tensors it has, whether it
-    has this tensor, and, for a sum, the terms that count for this tensor."""
-
-    degree: Fraction
-    delta: bool
-    primary: int
-    present: bool
-    used: Sequence[tuple[Fraction, Node]]
-
-
-class Analysis:
-    """The upward pass over a graph for one case; `form` runs the downward pass from any of its nodes."""
-
-    def __init__(self, order: Sequence[Node], case: Case, deltas: frozenset[int] = frozenset()) -> None:
-        """`order` is topological; `deltas` are the sources whose files hold differences, not models."""
-        self.order, self.case, self.deltas = order, case, deltas
-        self._position = {id(node): i for i, node in enumerate(order)}
-        self._states: dict[int, _State] = {}
-        for node in order:
-            try:
-                self._states[id(node)] = self._up(node)
-            except RecipeError as error:
-                error.place = error.place or self._place_of(node)
-                raise
-
-    def degree(self, node: Node) -> Fraction:
-        return self._states[id(node)].degree
-
-    def is_delta(self, node: Node) -> bool:
-        return self._states[id(node)].delta
-
-    def primary(self, node: Node) -> int:
-        """The source whose tensors, integers and dtypes the node's value has."""
-        return self._states[id(node)].primary
-
-    def _up(self, node: Node) -> _State:
-        states = self._states
-        if isinstance(node, Load):
-            present, delta = node.source not in self.case.absent, node.source in self.deltas
-            return _State(ZERO if delta else ONE, delta, node.source, present, ())
-        if isinstance(node, Sum):
-            return self._up_sum(node)
-        if isinstance(node, Apply):
-            return self._up_apply(node)
-        if isinstance(node, Replace):
-            chosen = self._part(node)
-            s, of = states[id(chosen)], states[id(node.of)]
-            return _State(of.degree, of.delta, s.primary, s.present, ((ONE, chosen),))
-        inner = node.inputs()[0]
-        s = states[id(inner)]
-        used: tuple[tuple[Fraction, Node], ...] = ((ONE, inner),)
-        if isinstance(node, Named):
-            check_degree(node.name, node.place, s.degree)
-        if isinstance(node, Free):
-            return _State(ZERO if s.delta else ONE, s.delta, s.primary, s.present, used)
-        if isinstance(node, Like):
-            like = states[id(node.primary)]
-            present = s.present or like.present
-            return _State(s.degree, s.delta, like.primary, present, used if s.present else ((ONE, node.primary),))
-        return _State(s.degree, s.delta, s.primary, s.present, used)
-
-    def _up_sum(self, node: Sum) -> _State:
-        """`x ± y` takes x's primary, unless x is a difference and y a model. Where an operand lacks the tensor: a
-        difference adds nothing; a lacking model leaves the whole sum to its primary (a difference of which one side
-        is lacking is itself lacking)."""
-        shares = [self._number(share) for share, _ in node.terms]
-        states = [self._states[id(child)] for _, child in node.terms]
-        total, lead, running = ZERO, 0, states[0].delta
-        for i, (share, s) in enumerate(zip(shares, states, strict=True)):
-            if i and running and not s.delta:
-                lead = i
-            if s.degree is not ZERO:
-                added = times(share, s.degree)
-                total = added if total is ZERO else _shared(total + added)
-            running = s.delta if not i else not total
-        delta = states[0].delta if len(states) == 1 else not total
-        primary = states[lead].primary
-        if all(s.present for s in states):
-            used = [(share, child) for share, (_, child) in zip(shares, node.terms, strict=True)]
-            return _State(total, delta, primary, True, used)
-        if any(not s.present and not s.delta for s in states):
-            if delta or not states[lead].present:
-                return _State(total, delta, primary, False, ())
-            share = total / states[lead].degree if states[lead].degree else ONE
-            return _State(total, delta, primary, True, [(share, node.terms[lead][1])])
-        used = [(share, child) for share, (_, child), s in zip(shares, node.terms, states, strict=True) if s.present]
-        return _State(total, delta, primary, bool(used), used)
-
-    def _up_apply(self, node: Apply) -> _State:
-        """The primary is the first operand's. A model that is lacking leaves the result to the primary; of differences
-        those that are lacking are left out, and the result is lacking when none is left."""
-        kernel = node.kernel
-        states = [self._states[id(operand)] for operand in node.operands]
-        for i, (operand, s) in enumerate(zip(node.operands, states, strict=True)):
-            check_side(kernel, i, s.degree, s.delta, operand)
-        delta = kernel.result == "delta"
-        degree, primary = ZERO if delta else ONE, states[0].primary
-        if all(s.present for s in states):
-            return _State(degree, delta, primary, True, ())
-        lacking = [i for i, s in enumerate(states) if not s.present]
-        if any(kernel.side(i) == "model" or not kernel.many for i in lacking):
-            keeps = states[0].present and kernel.side(0) == kernel.result == "model"
-            return _State(degree, delta, primary, keeps, ((ONE, node.operands[0]),) if keeps else ())
-        return _State(degree, delta, primary, len(lacking) < len(states), ())
-
-    def _number(self, number: Number) -> Fraction:
-        try:
-            return evaluate(number, self.case.profiles)
-        except ZeroDivisionError:
-            raise RecipeError("a number of the recipe is divided by zero") from None
-
-    def _place_of(self, node: Node) -> Place | None:
-        """Where the step or output that a node belongs to is written."""
-        users = {id(node)}
-        for other in self.order[self._position[id(node)] :]:
-            if any(id(inner) in users for inner in other.inputs()):
-                users.add(id(other))
-                if isinstance(other, Named):
-                    return other.place
-        return None
-
-    def _part(self, node: Replace) -> Node:
-        for component, donor in node.parts:
-            if component in self.case.components:
-                return donor
-        return node.of
-
-    def form(self, root: Node) -> Form:
-        """The normal form of `root` for this case; empty when nothing is left (a difference of equals)."""
-        finished: dict[int, Form] = {}  # by the node a form was taken of: the root, what Round nodes and kernels take
-        made: dict[int, Applied] = {}
-        stack = [root]
-        while stack:
-            node = stack[-1]
-            shares, opaque = self._down(node, below=node is root)
-            waiting = [of for leaf in opaque for of in self._taken(leaf) if id(of) not in finished]
-            if waiting:
-                stack += waiting
-                continue
-            sources = sorted((source, share) for source, share in shares.items() if share)
-            terms: list[tuple[Fraction, Leaf]] = [(share, source) for source, share in sources]
-            for leaf, share in opaque.items():
-                if not share:
-                    continue
-                if isinstance(leaf, Round):
-                    terms.append((share, Rounded(finished[id(leaf.of)], leaf.dtype)))
-                else:
-                    if id(leaf) not in made:
-                        made[id(leaf)] = self._applied(leaf, finished)
-                    terms.append((share, made[id(leaf)]))
-            finished[id(node)] = Form(tuple(terms))
-            stack.pop()
-        return finished[id(root)]
-
-    def _taken(self, leaf: Round | Apply) -> list[Node]:
-        """The nodes whose forms a leaf is made of."""
-        if isinstance(leaf, Round):
-            return [leaf.of]
-        return [operand for operand in leaf.operands if self._states[id(operand)].present]
-
-    def _applied(self, node: Apply, finished: dict[int, Form]) -> Applied:
-        kernel = node.kernel
-        arguments = tuple((name, self._number(number)) for name, number in node.arguments)
-        for name, value in arguments:
-            kernel.check(name, value)
-        present = [self._states[id(operand)].present for operand in node.operands]
-        operands = tuple(Rounded(finished[id(operand)], None) for operand in self._taken(node))
-        weights = tuple(self._number(w) for w, here in zip(node.weights, present, strict=False) if here)
-        for w in weights:
-            kernel.check("weight", w)
-        return Applied(kernel, operands, arguments, weights, node.options)
-
-    def _down(self, root: Node, *, below: bool) -> tuple[dict[int, Fraction], dict[Round | Apply, Fraction]]:
-        """The shares of sources, rounding points and applied kernels in `root`; does not look below those, unless
-        `root` itself is a rounding point and what is `below` it is asked for."""
-        arriving: dict[int, list[Fraction]] = {id(root): [ONE]}
-        shares: dict[int, list[Fraction]] = {}
-        opaque: dict[Round | Apply, Fraction] = {}
-        for node in reversed(self.order[: self._position[id(root)] + 1]):
-            given = arriving.pop(id(node), None)
-            if given is None:
-                continue
-            share = exact_sum(given)
-            state = self._states[id(node)]
-            if isinstance(node, Load):
-                if node.source not in self.case.absent:
-                    shares.setdefault(node.source, []).append(share)
-            elif isinstance(node, Apply) and not state.used:
-                if state.present:
-                    opaque[node] = share
-            elif isinstance(node, Round) and not (below and node is root):
-                opaque[node] = share
-            else:
-                for factor, child in state.used:
-                    arriving.setdefault(id(child), []).append(times(factor, share))
-        return {source: exact_sum(parts) for source, parts in shares.items()}, opaque
-
-
-def _shared(degree: Fraction) -> Fraction:
-    """Zero and one as the constants, which are told by identity."""
-    return ZERO if not degree else ONE if degree == 1 else degree
-
-
-def check_side(kernel: Kernel, position: int, degree: Fraction, delta: bool, operand: Node) -> None:
-    """Refuse a model where a kernel takes a difference, and the other way round."""
-    side = kernel.side(position)
-    if (side == "delta" and degree == 0 and delta) or (side == "model" and degree == 1 and not delta):
-        return
-    what = f"the step {operand.name}" if isinstance(operand, Named) else f"its operand {position + 1}"
-    if side == "delta":
-        found = "is a model" if degree == 1 else f"has shares that add up to {decimal(degree)}"
-        hint = "give it the difference from the model it was trained from: a - base"
-        raise RecipeError(f"{kernel.name} takes differences of models, and {what} {found}", hint=hint)
-    found = "is a difference" if degree == 0 else f"has shares that add up to {decimal(degree)}"
-    raise RecipeError(f"{kernel.name} takes models, and {what} {found}", hint="add it to a model first: base + x")
-
-
-def check_degree(name: str, place: Place, degree: Fraction) -> None:
-    """Refuse what is neither a model nor a difference, and say how to make it one."""
-    if degree is ONE or degree in (0, 1):
-        return
-    shown = decimal(degree)
-    if degree == 2:
-        raise RecipeError(
-            f"{name} adds two whole models: the shares add up to 2, a model needs 1, a difference 0",
-            place=place,
-            hint="add a difference, as in a + (b - base), or mix, as in a*0.5 + b*0.5; "
-            "on purpose: linear([a, b], normalize=false)",
-        )
-    raise RecipeError(
-        f"the shares of {name} add up to {shown}; a model needs 1, a difference 0",
-        place=place,
-        hint="make them add up, as in a*0.5 + b*0.5, or let linear([a @ 0.7, b @ 0.4], normalize=true) divide by their "
-        "sum; on purpose: linear(…, normalize=false) or scale(x, k)",
-    )

@@ -112,6 +112,28 @@ class Like(Node):
 
 
 @final
+class Pick(Node):
+    """One of several models, tensor by tensor: the one with this number, from 1 on; where there is no number, the first
+    that has the tensor."""
+
+    __slots__ = ("number", "of")
+
+    def __init__(self, of: Iterable[Node], number: Number | None = None) -> None:
+        self.of, self.number = tuple(of), number
+
+    def inputs(self) -> tuple[Node, ...]:
+        return self.of
+
+    def numbers(self) -> tuple[Number, ...]:
+        return () if self.number is None else (self.number,)
+
+    @property
+    def fills(self) -> bool:
+        """Whether it has tensors that its first model lacks."""
+        return self.number is None
+
+
+@final
 class Free(Node):
     """A sum whose shares need not add up, on purpose: it counts as a model whatever they are."""
 

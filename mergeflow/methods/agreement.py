@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import lcm
+from math import isfinite, lcm
 from typing import TYPE_CHECKING
 
 from mergeflow.ir.nodes import combine
 from mergeflow.ir.numbers import ONE, Number
 from mergeflow.methods.kernels import GRID, Given, Passes, kernel
 from mergeflow.methods.registry import Delta, Deltas, Model, method
+from mergeflow.methods.shares import weights_of
 
 if TYPE_CHECKING:
     import torch
@@ -61,12 +62,11 @@ def sign_agreement(deltas: Deltas) -> Delta:
 
     Example: `base + sign_agreement([(a - base), (b - base) @ 0.5])`
     """
-    weights: list[Number] = [ONE if item.weight is None else item.weight for item in deltas]
-    return AGREE(*(item.model for item in deltas), weights=weights)
+    return AGREE(*(item.model for item in deltas), weights=weights_of(deltas))
 
 
 def _share(given: Given, passes: Passes) -> float:
-    """⟨a, b⟩ / ‖a‖²; 0 where a is zero everywhere."""
+    """⟨a, b⟩ / ‖a‖²; 0 where a is zero everywhere, or that is no number."""
     import torch
 
     from mergeflow.methods.sums import Running, float64
@@ -78,7 +78,8 @@ def _share(given: Given, passes: Passes) -> float:
         dot.add(torch.mul(x, y, out=p))
         square.add(torch.mul(x, x, out=p))
     under = square.value()
-    return dot.value() / under if under else 0.0
+    share = dot.value() / under if under else 0.0
+    return share if isfinite(share) else 0.0
 
 
 def _without(given: Given, found: float, tiles: Sequence[torch.Tensor], begin: int, out: torch.Tensor) -> None:
@@ -91,7 +92,7 @@ def _without(given: Given, found: float, tiles: Sequence[torch.Tensor], begin: i
 PERPENDICULAR = kernel(
     "perpendicular_component",
     cost=4.0,
-    version=1,
+    version=2,
     operands=("delta", "delta"),
     result="delta",
     measure=_share,
@@ -105,7 +106,8 @@ def perpendicular_component(a: Delta, b: Delta) -> Delta:
     """b − a·⟨a, b⟩ / ‖a‖²: the part of b that a does not have, tensor by tensor
 
     One step of Gram and Schmidt; for gradients that conflict, Yu et al. 2020, "Gradient surgery", arXiv:2001.06782,
-    section 2.3. Where a is zero everywhere the result is b (sd-mecha's perpendicular_component gives zeros there).
+    section 2.3. Where a is zero everywhere the result is b (sd-mecha's perpendicular_component gives zeros there), and
+    so it is of a tensor with a value that is not finite.
 
     Example: `a + perpendicular_component(a - base, b - base) * 0.5`
     """

@@ -10,6 +10,7 @@ from mergeflow.ir.nodes import combine
 from mergeflow.ir.numbers import ONE, Number
 from mergeflow.methods.kernels import Given, kernel
 from mergeflow.methods.registry import Model, Models, method
+from mergeflow.methods.shares import unweighted
 
 if TYPE_CHECKING:
     import torch
@@ -48,8 +49,7 @@ def clip(x: Model, bounds: Models) -> Model:
 
     Example: `clip(a + (b - base) * 0.7, [a, b])`
     """
-    if any(item.weight is not None for item in bounds):
-        raise RecipeError("the bounds of clip take no weights")
+    unweighted(bounds, "clip", "its bounds are taken as they are")
     if len(bounds) < 2:
         raise RecipeError("clip needs two bounds or more", hint="clip(x, a, b) keeps x between a and b")
     return CLIP(x, *(item.model for item in bounds))

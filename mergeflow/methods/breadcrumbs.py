@@ -15,6 +15,7 @@ from mergeflow.ir.numbers import ONE, Number
 from mergeflow.methods.consensus import SIGN, elected
 from mergeflow.methods.kernels import Given, Passes, kernel
 from mergeflow.methods.registry import Delta, Model, Models, Share, Weighted, method
+from mergeflow.methods.shares import weights_of
 from mergeflow.methods.sparse import MATCH
 from mergeflow.tensors import DType
 
@@ -85,8 +86,8 @@ def breadcrumbs_trim(delta: Delta, density: Share, gamma: Share = _OUTLIERS) -> 
     the last one kept are kept too, so that nothing depends on an order among equals. NaN counts as larger than any
     number, so it is an outlier like others.
 
-    As mergekit's but for those equal values, and where density + gamma is above 1: there mergekit keeps outliers to
-    have its share, and this drops them.
+    As mergekit's but for those equal values, for a share of less than one value (mergekit keeps none), and where
+    density + gamma is above 1: there mergekit keeps outliers to have its share, and this drops them.
 
     Example: `base + breadcrumbs_trim(a - base, 0.85, gamma=0.05)`
     """
@@ -113,7 +114,7 @@ def breadcrumbs(
     Example: `breadcrumbs(base, [a @ 0.6, b @ 0.4], density=0.85, gamma=0.05)`
     """
     kept = _kept(base, models, density, gamma, rescale)
-    return combine([base, *(item.model * scale * (ONE if item.weight is None else item.weight) for item in kept)])
+    return combine([base, *(item.model * (w * scale) for item, w in zip(kept, weights_of(kept), strict=True))])
 
 
 @method(BAND, MATCH, SIGN)

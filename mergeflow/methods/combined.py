@@ -9,6 +9,7 @@ from mergeflow.ir.nodes import combine
 from mergeflow.ir.numbers import ONE, Number
 from mergeflow.methods.consensus import SIGN, elected
 from mergeflow.methods.registry import Model, Models, Part, Seed, Share, Weighted, method
+from mergeflow.methods.shares import weights_of
 from mergeflow.methods.sparse import DROP, MATCH, TRIM, dropped
 
 
@@ -52,12 +53,10 @@ def dare(
     `density` is the share of values kept, 1 − p in the paper. The models' masks are independent: the first has stream
     0, the second 1, and so on. `dare_drop` says what a mask depends on, and what `rescale` does.
 
-    mergekit's `dare_linear` is rescale=l1; its masks follow from the order in which it works and cannot be had again.
+    mergekit's `dare_linear` is rescale=l1, in float32 or the tensors' dtype; its masks follow from the order in which
+    it works and cannot be had again.
 
     Example: `dare(base, [a @ 0.5, b @ 0.5], density=0.3, seed=1)`
     """
-    kept = [
-        dropped(item.model - base, density, rescale, seed, Fraction(i)) * (ONE if item.weight is None else item.weight)
-        for i, item in enumerate(models)
-    ]
-    return combine([base, *(delta * scale for delta in kept)])
+    kept = [dropped(item.model - base, density, rescale, seed, Fraction(i)) for i, item in enumerate(models)]
+    return combine([base, *(delta * (w * scale) for delta, w in zip(kept, weights_of(models), strict=True))])

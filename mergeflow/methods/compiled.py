@@ -62,10 +62,9 @@ class Elect:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """The operand where a mask keeps it, else 0: element i where the i-th 16 bits of Philox with this key (its first
-    16 bytes) are below 65536·density; where they are the whole part of that, the hash of key and i decides the rest."""
+    """The operand where the mask of this name and density keeps it (`methods.masks`), else 0."""
 
-    key: bytes
+    name: bytes
     density: Fraction
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from math import lcm
 from typing import TYPE_CHECKING, Literal
 
-from mergeflow.ir.numbers import ONE, Number
 from mergeflow.methods.compiled import Compiled, Elect
 from mergeflow.methods.kernels import Given, kernel
 from mergeflow.methods.registry import Delta, Deltas, Weighted, method
+from mergeflow.methods.shares import weights_of
 
 if TYPE_CHECKING:
     import torch
@@ -81,5 +81,4 @@ def sum_sign(deltas: Deltas, elect: Literal["sum", "count"] = "sum", normalize: 
 
 def elected(deltas: Sequence[Weighted], elect: str, normalize: bool) -> Delta:
     """The body of `sum_sign`, for the methods that are made of it."""
-    weights: list[Number] = [ONE if item.weight is None else item.weight for item in deltas]
-    return SIGN(*(item.model for item in deltas), weights=weights, elect=elect, normalize=normalize)
+    return SIGN(*(item.model for item in deltas), weights=weights_of(deltas), elect=elect, normalize=normalize)

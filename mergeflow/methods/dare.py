@@ -30,9 +30,9 @@ def dare_ties(
     then its election and mean. Weights are written `x @ w`. The models' masks are independent: the first has stream 0,
     the second 1, and so on. The parts say what they do: `dare_drop`, `sum_sign`.
 
-    mergekit's `dare_ties` is rescale=l1, normalize=false; its masks cannot be had again.
-    sd-mecha's add_ties_with_dare with k=1 and apply_stock=True, which leaves out what that says, is elect=count; its
-    probability is 1 − density.
+    mergekit's `dare_ties` is rescale=l1, normalize=false, in float32 or the tensors' dtype; its masks cannot be had
+    again. sd-mecha's add_ties_with_dare with k=1 and apply_stock=True, which leaves out what that says, is elect=count,
+    in float32; its probability is 1 − density.
 
     Example: `dare_ties(base, [a, b @ 0.7], density=0.4)`
     """
@@ -54,7 +54,8 @@ def dare_linear(
 ) -> Model:
     """base + scale·(w1·dare_drop(x1 − base, density) + w2·dare_drop(x2 − base, density) + …)
 
-    Another name of `dare` (arXiv:2311.03099), the one that mergekit has: the same file. mergekit's own is rescale=l1.
+    Another name of `dare` (arXiv:2311.03099), the one that mergekit has: the same file. mergekit's own is rescale=l1,
+    in float32 or the tensors' dtype.
 
     Example: `dare_linear(base, [a @ 0.5, b @ 0.5], density=0.3, rescale=l1)`
     """

@@ -17,6 +17,7 @@ from mergeflow.methods.breadcrumbs import only
 from mergeflow.methods.consensus import SIGN, elected
 from mergeflow.methods.kernels import Given, Passes, kernel
 from mergeflow.methods.registry import Delta, Model, Models, Part, Seed, Share, Weighted, method
+from mergeflow.methods.shares import weights_of
 from mergeflow.methods.sparse import MATCH
 from mergeflow.tensors import DType
 
@@ -153,8 +154,8 @@ def della(
     written `x @ w` and take part in the election and in the mean. The models' masks are independent: the first has
     stream 0, the second 1, and so on. The parts say what they do: `della_drop`, `sum_sign`.
 
-    mergekit's `della` is rescale=l1 with half of this epsilon; its masks follow from the order in which it works and
-    cannot be had again.
+    mergekit's `della` is rescale=l1 with half of this epsilon, in float32 or the tensors' dtype; its masks follow from
+    the order in which it works and cannot be had again.
 
     Example: `della(base, [a, b], density=0.4, epsilon=0.2)`
     """
@@ -179,7 +180,7 @@ def della_linear(
     Example: `della_linear(base, [a @ 0.5, b @ 0.5], density=0.4, epsilon=0.2)`
     """
     kept = _kept(base, models, density, epsilon, rescale, seed)
-    return combine([base, *(item.model * scale * (ONE if item.weight is None else item.weight) for item in kept)])
+    return combine([base, *(item.model * (w * scale) for item, w in zip(kept, weights_of(kept), strict=True))])
 
 
 def _kept(

@@ -48,7 +48,8 @@ def train_difference(a: Model, b: Model, c: Model, m: Number = ONE) -> Model:
     trainDifference, and sd-mecha's train_difference_mask as the share of an add difference. It has no paper; the 1.8 is
     supermerger's. Where b is both a and c, nothing is added.
 
-    supermerger rounds b − c to b's dtype first, as its other modes do; nothing is rounded here.
+    supermerger rounds b − c to b's dtype first, as its other modes do, and sd-mecha rounds the mask to float32; nothing
+    is rounded here.
 
     Example: `train_difference(a, b, base)`
     """
@@ -105,8 +106,10 @@ class Lengths(NamedTuple):
     to: float
 
 
-def _lengths(given: Given, passes: Passes) -> Lengths:
-    """‖d‖² is (1 − m)·[p is not 0] + m·[q is not 0], and ‖s‖² follows from dot products: nothing else has to be added
+def _lengths(given: Given, passes: Passes) -> Lengths | None:
+    """None where a value is not finite.
+
+    ‖d‖² is (1 − m)·[p is not 0] + m·[q is not 0], and ‖s‖² follows from dot products: nothing else has to be added
     up."""
     import torch
 
@@ -123,12 +126,16 @@ def _lengths(given: Given, passes: Passes) -> Lengths:
         for total, values in zip(dots, (p, q, s), strict=True):
             total.add(torch.mul(values, values, out=product))
     pp, qq, ss = (total.value() for total in dots)
+    if not all(map(math.isfinite, (pp, qq, ss))):
+        return None
     left = (1 - m if pp else 0.0) + (m if qq else 0.0)
     to = math.sqrt(ss) / math.sqrt(left) if left else 0.0
     return Lengths(1 / math.sqrt(pp) if pp else 0.0, 1 / math.sqrt(qq) if qq else 0.0, to)
 
 
-def _euclidean(given: Given, found: Lengths, tiles: Sequence[torch.Tensor], begin: int, out: torch.Tensor) -> None:
+def _euclidean(
+    given: Given, found: Lengths | None, tiles: Sequence[torch.Tensor], begin: int, out: torch.Tensor
+) -> None:
     import torch
 
     def number(value: float) -> torch.Tensor:
@@ -136,6 +143,9 @@ def _euclidean(given: Given, found: Lengths, tiles: Sequence[torch.Tensor], begi
 
     m = given.arguments["m"]
     shares = number(float(1 - m)), number(float(m))
+    if found is None:
+        torch.mul(tiles[0], shares[0], out=out).add_(torch.mul(tiles[1], shares[1])).add_(0.0)
+        return
     torch.mul(tiles[0], number(found.p), out=out)
     out.mul_(out).mul_(shares[0])
     other = torch.mul(tiles[1], number(found.q))
@@ -148,7 +158,7 @@ def _euclidean(given: Given, found: Lengths, tiles: Sequence[torch.Tensor], begi
 EUCLIDEAN = kernel(
     "euclidean_mix",
     cost=7.0,
-    version=1,
+    version=2,
     operands=("delta", "delta"),
     result="delta",
     measure=_lengths,
@@ -164,7 +174,8 @@ def euclidean_add_difference(a: Model, b: Model, c: Model, m: Share) -> Model:
 
     Directions of two task vectors (arXiv:2212.04089) mixed by their squares, with the signs and the length of their
     weighted sum, tensor by tensor: meh's euclidean_add_difference; it has no paper. A difference that is zero
-    everywhere has no direction and adds nothing to d. Where s is 0 the result is c's value.
+    everywhere has no direction and adds nothing to d. Where s is 0 the result is c's value. A tensor with a value that
+    is not finite is c + s.
 
     The result's tensors and dtypes are those of c.
 

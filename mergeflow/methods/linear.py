@@ -21,8 +21,10 @@ _WAY_OUT = "write normalize=false"
 def weighted_sum(a: Model, b: Model, m: Number) -> Model:
     """a·(1 − m) + b·m
 
-    m is the share of b, as in the checkpoint merger of AUTOMATIC1111's webui. Linear interpolation of weights:
-    Wortsman et al. 2022, "Model soups", arXiv:2203.05482.
+    m is the share of b, as in the checkpoint merger of AUTOMATIC1111's webui, supermerger and sd-mecha; the ratio of
+    ComfyUI's ModelMergeSimple is that of a. Linear interpolation of weights: Wortsman et al. 2022, "Model soups",
+    arXiv:2203.05482. They round in between (`options: { policy: a1111 }` repeats the first one's roundings); here
+    shares are exact, and the sum is rounded once.
 
     Example: `weighted_sum(a, b, 0.3)`
     """
@@ -35,6 +37,9 @@ def add_difference(a: Model, b: Model, c: Model, m: Number = ONE) -> Model:
 
     What b learned since c, added to a. A task vector: Ilharco et al. 2022, arXiv:2212.04089, section 2.
 
+    As in the checkpoint merger of AUTOMATIC1111's webui, supermerger (which rounds b − c to b's dtype first), sd-mecha
+    and, as ModelMergeAdd of a ModelMergeSubtract, ComfyUI; but for the roundings between, of which there are none here.
+
     Example: `add_difference(a, b, base, 0.5)`
     """
     return combine([a, (b - c) * m])
@@ -44,7 +49,8 @@ def add_difference(a: Model, b: Model, c: Model, m: Number = ONE) -> Model:
 def subtract(a: Model, b: Model) -> Model:
     """a − b
 
-    The difference of two models, a task vector (arXiv:2212.04089). Add it to a model, times a number.
+    The difference of two models, a task vector (arXiv:2212.04089). Add it to a model, times a number. sd-mecha's
+    subtract; ComfyUI's ModelMergeSubtract multiplies by a number, too.
 
     Example: `a + subtract(b, base) * 0.5`
     """
@@ -55,7 +61,8 @@ def subtract(a: Model, b: Model) -> Model:
 def scale(x: Model, k: Number) -> Model:
     """x·k, on purpose
 
-    Unlike `x * k` in an expression, a model scaled so still counts as a model, whatever k is.
+    Unlike `x * k` in an expression, a model scaled so still counts as a model, whatever k is. mergekit's `passthrough`
+    with a scale; sd-mecha scales differences alone.
 
     Example: `scale(a, 0.9)`
     """
@@ -66,7 +73,8 @@ def scale(x: Model, k: Number) -> Model:
 def average(models: Models) -> Model:
     """(x1 + x2 + … + xn) / n
 
-    A uniform soup: Wortsman et al. 2022, arXiv:2203.05482. Weights (`x @ w`) are refused: that is `linear`.
+    A uniform soup: Wortsman et al. 2022, arXiv:2203.05482. Weights (`x @ w`) are refused: that is `linear`. sd-mecha's
+    n_average, which rounds after each model.
 
     Example: `average([a, b, c])`
     """
@@ -80,8 +88,9 @@ def average(models: Models) -> Model:
 def linear(models: Models, normalize: bool = True) -> Model:
     """(w1·x1 + … + wn·xn) / (w1 + … + wn); without the division when normalize=false
 
-    Weights are written `x @ w`, 1 where none is given. With normalize=false the sum counts as a model whatever the
-    weights add up to (mergekit's `linear` has the same switch).
+    A soup with weights (arXiv:2203.05482). They are written `x @ w`, 1 where none is given. With normalize=false the
+    sum counts as a model whatever the weights add up to. mergekit's `linear` has the same switch and default, adds up
+    in float32, and makes infinities of weights that add up to 0, which are refused here.
 
     Example: `linear([a @ 0.5, b @ 0.3, c @ 0.2])`
     """
@@ -97,6 +106,8 @@ def task_arithmetic(base: Model, models: Models, scale: Number = ONE, normalize:
     """base + scale·(w1·(x1 − base) + … + wn·(xn − base)); divided by w1 + … + wn when normalize=true
 
     Ilharco et al. 2022, "Editing models with task arithmetic", arXiv:2212.04089. Weights are written `x @ w`.
+
+    mergekit's `task_arithmetic` with its lambda as scale, but for its arithmetic in the tensors' dtype.
 
     Example: `task_arithmetic(base, [a @ 0.5, b @ 0.7])`
     """

@@ -120,7 +120,8 @@ def distribution_crossover(a: Model, b: Model, c: Model, m: Share, n: Share = Fr
     from 0 to 1 over the N/2 + 1 frequencies; for n = 0 it is 1 from m on and 0 below. X is turned back and put into
     places again. m = 0 is b, for n = 0; m = 1 nearly a. Equal values of c keep the order of their places. A tensor of
     one value is m·a + (1 − m)·b; one with a value of a or b that is not finite is a's. meh's distribution_crossover,
-    with alpha as m and beta as n; it has no paper. In float64; stable, because the transform is torch's.
+    with alpha as m and beta as n; it has no paper. In float64; stable, because the transform is torch's. sd-mecha's
+    crossover is another method: it sorts nothing, and transforms along all axes.
 
     Example: `distribution_crossover(a, b, c, 0.3, 0.1)`
     """

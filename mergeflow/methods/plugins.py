@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 GROUP = "mergeflow.methods"
 _SUFFIXES = (".py", *EXTENSION_SUFFIXES)
+_THEIRS = "it is that package's error: repair or remove it; --debug shows where it is"
 
 
 def files_of(module: str) -> list[Path]:
@@ -80,7 +82,7 @@ def load(name: str, points: Sequence[EntryPoint]) -> Callable[..., Any]:
     except Exception as error:
         raise MergeflowError(
             f"the method {name} of {origin(point)} cannot be loaded: {type(error).__name__}: {error}",
-            hint="it is that package's error: repair or remove it; --debug shows where it is",
+            hint=_THEIRS,
         ) from error
     return function
 
@@ -88,3 +90,29 @@ def load(name: str, points: Sequence[EntryPoint]) -> Callable[..., Any]:
 def origin(point: EntryPoint) -> str:
     """The package and its version."""
     return f"{point.dist.name} {point.dist.version}" if point.dist else point.value.partition(":")[0]
+
+
+@contextmanager
+def answerable(doing: str) -> Iterator[None]:
+    """What goes wrong in a plugin's code is that package's error, and no bug of mergeflow's. `doing`: what it was
+    called for, as "at tensor x".
+
+    Raises:
+        MergeflowError: instead of what a plugin raised.
+    """
+    try:
+        yield
+    except (MergeflowError, MemoryError):
+        raise
+    except Exception as error:
+        import traceback
+
+        tops = {point.module.partition(".")[0]: point for points in entry_points().values() for point in points}
+        for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+            point = tops.get(str(frame.f_globals.get("__name__")).partition(".")[0])
+            if point is not None:
+                where = f"{Path(frame.f_code.co_filename).name}, line {line}"
+                raise MergeflowError(
+                    f"{origin(point)} fails {doing}: {type(error).__name__}: {error} ({where})", hint=_THEIRS
+                ) from error
+        raise

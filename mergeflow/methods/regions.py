@@ -53,8 +53,9 @@ def tensor_sum(a: Model, b: Model, m: Share, n: Share = Fraction(0)) -> Model:
 
     Rows are along the first axis; a single value is one row. m is b's share and n where it begins; where m + n is above
     1 the stretch goes on at the first row: rows from ⌊n·R⌋ on and those below ⌊(m + n − 1)·R⌋. supermerger's
-    calculation mode tensor (with alpha as m, beta as n) and meh's tensor_sum; it has no paper. Row numbers are exact
-    here; there they are products of floating point, so that 0.7 + 0.5 − 1 of ten rows is one row and not two.
+    calculation mode tensor (with alpha as m, beta as n), meh's and sd-mecha's tensor_sum (its width and offset); it has
+    no paper. Row numbers are exact here; there they are products of floating point, so that 0.7 + 0.5 − 1 of ten rows
+    is one row and not two.
 
     Example: `tensor_sum(a, b, 0.25, n=0.5)`
     """

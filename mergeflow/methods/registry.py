@@ -42,8 +42,9 @@ Kind = Literal["Model", "Delta", "Models", "Deltas", "Number", "bool", "choice"]
 LISTS = ("Models", "Deltas")
 _BUILT_IN = (
     "linear", "sparse", "consensus", "spherical", "combined",
-    "adjust", "agreement", "bounds", "breadcrumbs", "dare", "della", "differences", "regions",
-    "arcs", "cosines", "fusion", "information", "limits", "lowrank", "middle", "orders", "selective", "smooth", "stock",
+    "adjust", "agreement", "bounds", "breadcrumbs", "choosing", "dare", "della", "differences", "regions",
+    "arcs", "cosines", "fusion", "information", "limits", "lowrank", "mergekit", "mergekit_values",
+    "middle", "orders", "selective", "smooth", "stock",
 )  # fmt: skip
 _TIERS: tuple[Tier, ...] = ("exact", "stable", "native")
 _EXAMPLE = re.compile(r"^Example: `(.+)`$", re.MULTILINE)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from math import floor
-from typing import TYPE_CHECKING, Any, Literal
+from math import floor, isfinite
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from mergeflow.ir.kernels import Range
 from mergeflow.ir.numbers import Number
 from mergeflow.methods.compiled import Compiled, Drop, Lengths, Rank, Sum, Trim
 from mergeflow.methods.kernels import Given, Passes, kernel
+from mergeflow.methods.masks import mask
 from mergeflow.methods.registry import Delta, Part, Seed, Share, method
 from mergeflow.tensors import DType
 
@@ -87,50 +88,28 @@ def ties_trim(delta: Delta, density: Share) -> Delta:
     return TRIM(delta, density=density)
 
 
-def _key(given: Given) -> bytes:
+def _name(given: Given) -> bytes:
     from blake3 import blake3
 
-    text = f"mergeflow mask 1\ndare_drop\n{given.seed}\n{int(given.arguments['stream'])}\n{given.tensor}"
+    text = f"mergeflow mask 2\ndare_drop\n{given.seed}\n{int(given.arguments['stream'])}\n{given.tensor}"
     return blake3(text.encode()).digest()
 
 
-def _kept(given: Given, begin: int, n: int) -> Any:
-    """Which of the elements from `begin` on are kept: n booleans."""
-    from blake3 import blake3
-
-    key = _key(given)
-    first = begin // 16  # a block of Philox is 4 words of 64 bits: 16 elements
-    generator = np.random.Philox(key=np.frombuffer(key[:16], "<u8"), counter=first)
-    words = generator.random_raw(4 * (-(-(begin + n) // 16) - first)).astype("<u8", copy=False).view("<u2")
-    words = words[begin - 16 * first :][:n]
-    limit = given.arguments["density"] * 65536
-    whole = floor(limit)
-    if whole == 65536:
-        return np.ones(n, np.bool_)
-    keep = words < np.uint16(whole)
-    rest = floor((limit - whole) * (1 << 64))
-    if rest:  # one element in 65,536 is decided by 64 more bits
-        for i in np.flatnonzero(words == np.uint16(whole)):
-            more = blake3(key + (begin + int(i)).to_bytes(8, "little")).digest()
-            keep[i] = int.from_bytes(more[:8], "little") < rest
-    return keep
-
-
 def _drop(given: Given, found: None, tiles: Sequence[torch.Tensor], begin: int, out: torch.Tensor) -> None:
-    keep = _kept(given, begin, out.numel())
+    keep = mask(_name(given), given.arguments["density"], begin, out.numel())
     bits = np.int32 if given.compute is DType.F32 else np.int64
-    mask = np.negative(keep.view(np.int8), dtype=np.int8)  # all bits where kept, none where not
-    np.bitwise_and(tiles[0].numpy().view(bits), mask, out=out.numpy().view(bits))
+    every = np.negative(keep.view(np.int8), dtype=np.int8)  # all bits where kept, none where not
+    np.bitwise_and(tiles[0].numpy().view(bits), every, out=out.numpy().view(bits))
 
 
 DROP = kernel(
     "dare_drop",
     cost=4.0,
-    version=1,
+    version=2,
     operands=("delta",),
     result="delta",
     apply=_drop,
-    compiled=Compiled(lambda given, found: Drop(_key(given), given.arguments["density"])),
+    compiled=Compiled(lambda given, found: Drop(_name(given), given.arguments["density"])),
     ranges={"density": Range(Fraction(0), Fraction(1), above=True), "seed": _SEED},
     random=True,
     zeros=True,
@@ -153,7 +132,8 @@ def _norms(given: Given, passes: Passes) -> float:
 
 
 def _ratio(kept: float, whole: float) -> float:
-    return whole / kept if kept else 1.0
+    ratio = whole / kept if kept else 1.0
+    return ratio if isfinite(ratio) else 1.0
 
 
 def _scale(given: Given, found: float, tiles: Sequence[torch.Tensor], begin: int, out: torch.Tensor) -> None:
@@ -164,7 +144,7 @@ def _scale(given: Given, found: float, tiles: Sequence[torch.Tensor], begin: int
 
 MATCH = kernel(
     "match_l1",
-    version=1,
+    version=2,
     operands=("delta", "delta"),
     result="delta",
     measure=_norms,
@@ -178,8 +158,8 @@ MATCH = kernel(
 def match_l1(kept: Delta, delta: Delta) -> Delta:
     """kept · ‖delta‖₁ / ‖kept‖₁, tensor by tensor
 
-    Gives what was made sparse the mean magnitude of what it was made of: mergekit's `rescale`. Where nothing was kept
-    the result is 0.
+    Gives what was made sparse the mean magnitude of what it was made of: mergekit's `rescale` (there is no paper).
+    Where nothing was kept the result is 0; where a value of the tensor is not finite, what was kept stays as it is.
 
     Example: `base + match_l1(ties_trim(a - base, 0.2), a - base)`
     """

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mergeflow.plan.bound import Bound
+from mergeflow.plan.facts import Facts
 from mergeflow.plan.modelspec import modelspec
 from mergeflow.plan.originals import Originals
 from mergeflow.plan.program import TensorWork
-from mergeflow.plan.resolve import Facts, Resolved
+from mergeflow.plan.resolve import Resolved
 from mergeflow.plan.webui import merge_recipe
 from mergeflow.recipe import Output
 

@@ -10,7 +10,7 @@ from mergeflow.errors import RecipeError
 from mergeflow.ir.nodes import Named, Scaled, as_node
 from mergeflow.ir.numbers import decimal
 from mergeflow.plan.bound import Bound, Claim, SweepPoint
-from mergeflow.plan.evaluate import Value, evaluate, evaluate_model
+from mergeflow.plan.evaluate import evaluate, evaluate_model
 from mergeflow.plan.names import Names, Scope, errors_at, names_in, with_options
 from mergeflow.plan.sweeps import (
     MAX_OUTPUTS,
@@ -21,6 +21,7 @@ from mergeflow.plan.sweeps import (
     label,
     metadata,
 )
+from mergeflow.plan.values import Value
 from mergeflow.recipe import Comparison, Output, Recipe
 from mergeflow.recipe.template import same_output
 from mergeflow.recipe.tokens import clip

@@ -12,7 +12,7 @@ import networkx as nx
 
 from mergeflow.ir.nodes import Load, Node, topological
 from mergeflow.plan.bound import Bound, Variant
-from mergeflow.plan.resolve import Facts
+from mergeflow.plan.facts import Facts
 
 if TYPE_CHECKING:
     from mergeflow.plan.plans import OutputPlan

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from mergeflow.methods.kernels import GRID
-from mergeflow.plan.accelerated import place_on
+from mergeflow.plan.accelerated import peaks_on, place_on
 from mergeflow.plan.jobs import measured
 from mergeflow.plan.outlook import (
+    Accelerator,
     KernelOutlook,
     Load,
     Machine,
@@ -19,7 +20,7 @@ from mergeflow.plan.outlook import (
     on_cpu,
     title,
 )
-from mergeflow.plan.place import TENSOR, TILES, TWO_PHASE, Budget, Footprint, Placement, place, tile_for
+from mergeflow.plan.place import TENSOR, TILES, TWO_PHASE, Budget, Footprint, Placement, peak_of, place, tile_for
 from mergeflow.plan.program import Program, Staged
 from mergeflow.plan.whole import whole_calls
 
@@ -50,15 +51,16 @@ def choose(need: Footprint, todo: Load, budget: Budget, choice: DeviceChoice) ->
         placed = place(need, budget, device=device, workers=choice.workers)
         found.append(replace(placed, outlook=on_cpu(todo, machine.speeds, placed.workers)))
     for there in machine.accelerators:
-        if choice.device in (AUTO, there.name) and todo.terms:
-            on = place_on(there, need, budget, workers=choice.workers)
+        kernels = choice.device == there.name and there.kernels and todo.movable > 0
+        if choice.device in (AUTO, there.name) and (todo.terms or kernels):
+            on = _on(there, need, todo, budget, choice.workers, kernels=kernels)
             if isinstance(on, str):
                 refused.append(on)
                 continue
-            outlook = on_accelerator(todo, machine.speeds, there, on.workers, on.devices)
+            outlook = on_accelerator(todo, machine.speeds, there, on.workers, on.devices, kernels=on.kernels)
             found.append(replace(on, outlook=outlook))
     if not found:  # what was asked for has no room, or nothing to do: every machine has a CPU
-        why = "; ".join(refused) or f"{choice.device} computes sums, and there are none"
+        why = "; ".join(refused) or f"there is nothing here that {choice.device} computes"
         placed = place(need, budget, workers=choice.workers)
         outlook = on_cpu(todo, machine.speeds, placed.workers)
         return replace(placed, outlook=replace(outlook, runner_up=why), reason=f"{placed.reason}; {why}")
@@ -66,23 +68,47 @@ def choose(need: Footprint, todo: Load, budget: Budget, choice: DeviceChoice) ->
     return replace(best, outlook=_compared(best, others, refused))
 
 
-def with_kernels(placement: Placement, parts: Sequence[Part], choice: DeviceChoice) -> Placement:
-    """The placement with what its outlook is made of: each program by itself."""
+def _on(
+    there: Accelerator, need: Footprint, todo: Load, budget: Budget, workers: int | None, *, kernels: bool
+) -> Placement | str:
+    """A placement with kernels, where they are asked for and have room; else with the sums alone."""
+    if kernels:
+        found = place_on(there, need, budget, workers=workers, kernels=True)
+        if isinstance(found, Placement) or not todo.terms:
+            return found
+    return place_on(there, need, budget, workers=workers)
+
+
+def with_kernels(
+    placement: Placement, parts: Sequence[Part], needs: Sequence[Footprint], choice: DeviceChoice
+) -> Placement:
+    """The placement with what its outlook is made of: each program by itself, with what it needs."""
     assert placement.outlook is not None
     machine = choice.machine()
     there = machine.accelerator(placement.device)
     kernels = []
-    for program, tensors, elements, todo in parts:
-        if isinstance(program, Program) and there is not None:
+    for (program, tensors, elements, todo, _), need in zip(parts, needs, strict=True):
+        vram = 0
+        if there is not None and _is_there(program, todo, placement):
             here = replace(there, start=0.0)
-            outlook = on_accelerator(todo, machine.speeds, here, placement.workers, placement.devices)
-            device, strategy = placement.device, placement.strategy
+            outlook = on_accelerator(
+                todo, machine.speeds, here, placement.workers, placement.devices, kernels=placement.kernels
+            )
+            device = placement.device
+            strategy = placement.strategy if isinstance(program, Program) else _strategy(program)
+            peak, vram = peaks_on(need, placement, there)
         else:
             outlook, device = on_cpu(todo, machine.speeds, placement.workers), CPU
-            strategy = _strategy(program)
+            strategy, peak = _strategy(program), peak_of(need, placement)
         tile = _tile(program, placement)
-        kernels.append(KernelOutlook(title(program), tensors, elements, device, strategy, tile, outlook))
+        name = title(program)
+        kernels.append(KernelOutlook(name, tensors, elements, device, strategy, tile, outlook, peak, vram))
     return replace(placement, outlook=replace(placement.outlook, kernels=tuple(kernels)))
+
+
+def _is_there(program: Program | Staged | None, todo: Load, placement: Placement) -> bool:
+    """Whether an accelerator's placement has it computed there."""
+    return isinstance(program, Program) or (placement.kernels and todo.movable > 0)
 
 
 def _strategy(program: Program | Staged | None) -> str:
@@ -93,7 +119,7 @@ def _strategy(program: Program | Staged | None) -> str:
 
 
 def _tile(program: Program | Staged | None, placement: Placement) -> int:
-    """Elements; kernels have tiles of one length everywhere, which is part of what they compute."""
+    """Elements; those that kernels measure have one length everywhere, which is part of what they compute."""
     if isinstance(program, Staged):
         return GRID
     if program is None:

@@ -20,9 +20,10 @@ from mergeflow.formats.layout import LAYOUT, MODEL_DIGEST, UNKNOWN_DIGEST, Layou
 from mergeflow.ir.forms import Applied, Form, Point, inner_first, kernels_in
 from mergeflow.plan import a1111
 from mergeflow.plan.a1111 import Move
+from mergeflow.plan.facts import Facts
 from mergeflow.plan.numbering import in_order
 from mergeflow.plan.program import TensorWork
-from mergeflow.plan.resolve import Facts, Resolved
+from mergeflow.plan.resolve import Resolved
 from mergeflow.tensors import DType
 
 GRAPH, DIGEST, KIND, RECIPE = "mergeflow", MODEL_DIGEST, "mergeflow.kind", "mergeflow.recipe"

@@ -11,9 +11,9 @@ from mergeflow.ir.forms import kernels_in
 from mergeflow.ir.kernels import Kernel
 from mergeflow.ir.numbers import decimal
 from mergeflow.plan.bound import Bound
-from mergeflow.plan.facts import SourceFacts
+from mergeflow.plan.facts import Facts, SourceFacts
 from mergeflow.plan.profiles import RANGE, Table
-from mergeflow.plan.resolve import Facts, Resolved, sources_of
+from mergeflow.plan.resolve import Resolved, sources_of
 from mergeflow.plan.text import form_text
 from mergeflow.recipe import Expression, Output, Param, Recipe
 from mergeflow.tensors import human_bytes

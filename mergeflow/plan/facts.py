@@ -38,3 +38,6 @@ class SourceFacts:
     def quantised_by(self) -> str:
         """The name of a tensor that shows the file to hold scaled, quantised weights; '' when it does not."""
         return next((name for name in self.tensors if name.endswith(QUANTISED)), "")
+
+
+Facts = Mapping[int, SourceFacts]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mergeflow.errors import RecipeError
-from mergeflow.plan.facts import SourceFacts
+from mergeflow.plan.facts import Facts, SourceFacts
 from mergeflow.plan.program import TensorWork, Wide
-from mergeflow.plan.resolve import Facts, Resolved
+from mergeflow.plan.resolve import Resolved
 from mergeflow.tensors import TensorSpec
 
 _WIDE_CHANNELS = (8, 9)  # instruct-pix2pix and inpainting; their text-to-image parents have 4

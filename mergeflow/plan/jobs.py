@@ -17,6 +17,7 @@ from mergeflow.tensors import DType, TensorSpec
 
 PIECE = 2 * CHUNK  # of output, made and written at a time
 WORKING = 32_000_000  # what a kernel may take to know a tensor: samples, collected values
+SPAN_THERE = 16 * GRID  # elements that are gone through at a time on an accelerator
 _SPARE = 12  # tiles that kernels make for themselves
 
 
@@ -81,22 +82,63 @@ def kept_operands(program: Staged) -> list[int]:
     return list(dict.fromkeys(operands))
 
 
-def room(programs: Sequence[Staged], works: Sequence[TensorWork]) -> tuple[int, int]:
-    """Bytes that a worker needs for the jobs among these works, and bytes that it can make use of besides, to keep
-    operands."""
-    buffers, useful = 0, 0
-    widest = {work.staged: 0 for work in works if work.program == STAGED}
+class Rooms(NamedTuple):
+    """Bytes that a worker needs for jobs, and that it can make use of besides, to keep operands; whether any of the
+    jobs is done with torch. `there`: bytes of an accelerator's memory that a worker needs for those that can be done on
+    one; 0 where none can."""
+
+    buffers: int = 0
+    keepable: int = 0
+    torch: bool = False
+    there: int = 0
+
+
+def room(programs: Sequence[Staged], works: Sequence[TensorWork], *, compiled: bool = False) -> Rooms:
+    """What the jobs among these works take. `compiled`: whether there is compiled code for those kernels that can have
+    it; it goes through tensors as often as it takes, and keeps no operands."""
+    found = Rooms()
+    widest: dict[tuple[int, bool], int] = {}
     for work in works:
         if work.program == STAGED:
-            widest[work.staged] = max(widest[work.staged], work.nbytes // work.dtype.size)
-    for number, elements in widest.items():
+            key = work.staged, work.wide is not None
+            widest[key] = max(widest.get(key, 0), work.nbytes // work.dtype.size)
+    for (number, wide), elements in widest.items():
         program = programs[number]
+        if not wide and is_compiled(program):
+            spans = SPAN_THERE * (sum(d.size for d in program.inputs) + len(program.ops)) + PIECE
+            found = found._replace(
+                buffers=max(found.buffers, spans), there=max(found.there, _room_there(program, elements))
+            )
+        if compiled and not wide and is_compiled(program):
+            found = found._replace(buffers=max(found.buffers, _compiled_room(program)))
+            continue
         tiles = len(program.inputs) + 2 * len(program.ops) + _SPARE
         spans = sum(d.size for d in program.inputs) * (PIECE // program.out.size)
-        buffers = max(buffers, tiles * GRID * 8 + spans + PIECE + (WORKING if measured(program) else 0))
+        buffers = tiles * GRID * 8 + spans + PIECE + (WORKING if measured(program) else 0)
         sizes = [_dtype(program, operand).size for operand in kept_operands(program)]
-        useful = max(useful, elements * sum(sizes))
-    return buffers, useful
+        found = Rooms(max(found.buffers, buffers), max(found.keepable, elements * sum(sizes)), True, found.there)
+    return found
+
+
+def is_compiled(program: Staged) -> bool:
+    """Whether all its kernels say as data what they come to (`mergeflow.methods.compiled`)."""
+    return all(formula(op.kernel).compiled is not None for op in program.ops if isinstance(op, Call))
+
+
+def _compiled_room(program: Staged) -> int:
+    """Of compiled code (executor/compiled.py): a span of each input, of the result and of each mask, a piece of the
+    output, and what its searches may take."""
+    span = 2 * GRID * (sum(d.size for d in program.inputs) + len(program.ops) * 8)
+    return span + PIECE + (WORKING if measured(program) else 0)
+
+
+def _room_there(program: Staged, elements: int) -> int:
+    """Of an accelerator's memory (executor/devicekernels.py): a span of the inputs and of all that is made of them,
+    running sums, and of ranks twice the operand's magnitudes."""
+    n = min(elements, SPAN_THERE)
+    values = sum(d.size for d in program.inputs) + 8 * (2 * len(program.ops) + len(program.inputs) + _SPARE)
+    ranks = 2 * max((call.to.size for call in measured(program)), default=0)
+    return n * values + elements * ranks + WORKING
 
 
 def _dtype(program: Staged, operand: int) -> DType:

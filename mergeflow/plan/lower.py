@@ -18,9 +18,10 @@ from typing import NamedTuple
 
 from mergeflow.digest import action_key
 from mergeflow.ir.forms import Form, inner_first
+from mergeflow.plan.facts import Facts
 from mergeflow.plan.fitting import check_operands, check_shape
-from mergeflow.plan.program import COPY, STAGED, ZERO, Op, Program, Staged, TensorWork, make_op
-from mergeflow.plan.resolve import Facts, Resolved
+from mergeflow.plan.program import COPY, STAGED, ZERO, Numbered, Op, Program, Staged, TensorWork, make_op
+from mergeflow.plan.resolve import Resolved
 from mergeflow.plan.steps import Step, TensorSteps, Value, copy_preimage, head, needed, reachable
 from mergeflow.tensors import DType, TensorSpec
 
@@ -53,10 +54,8 @@ class Lowering:
     def __init__(self, facts: Facts, compute: DType | None, seed: int = 0, *, keeping: bool = False) -> None:
         """`keeping`: whether sums may be in the store, so that works have to tell the keys of theirs."""
         self._facts, self._compute, self._seed, self._keeping = facts, compute, seed, keeping
-        self.programs: list[Program] = []
-        self.staged: list[Staged] = []
-        self._numbers: dict[Program, int] = {}
-        self._staged_numbers: dict[Staged, int] = {}
+        self.programs = Numbered[Program]()
+        self.staged = Numbered[Staged]()
 
     def output(self, resolved: Resolved, dtypes: Sequence[DType | None]) -> Iterator[TensorWork]:
         """The work of every tensor; a dtype of None keeps the tensor's own.
@@ -128,16 +127,9 @@ class Lowering:
         op = make_op([(n, k) for k, n in enumerate(plain.integers)], plain.divisor, compute, target)
         lines = "".join([f"{n} * b3:%s\n" for n in plain.integers]) + f"/ {plain.divisor}\n"
         heads = head(compute, target), head(compute, compute)
-        found = _Ready(self._number(Program(dtypes, (op,))), heads[0] + lines, heads[1] + lines)
+        found = _Ready(self.programs.number(Program(dtypes, (op,))), heads[0] + lines, heads[1] + lines)
         plain.ready[dtypes, target] = found
         return found
-
-    def _number(self, program: Program) -> int:
-        number = self._numbers.get(program)
-        if number is None:
-            number = self._numbers[program] = len(self.programs)
-            self.programs.append(program)
-        return number
 
     def _copy(self, spec: TensorSpec, source: int) -> TensorWork:
         start = self._facts[source].tensors[spec.name].start
@@ -150,7 +142,7 @@ class Lowering:
         self, spec: TensorSpec, primary: int, form: Form, target: DType,
         texts: list[str] | None = None,
     ) -> TensorWork:  # fmt: skip
-        tensor = TensorSteps(self._facts, spec.name, self._compute, self._seed, texts)
+        tensor = TensorSteps(self._facts, spec, self._compute, self._seed, texts)
         result = Value("", None, target)
         for point in inner_first(form, target):
             result = tensor.add(point)
@@ -196,10 +188,5 @@ class Lowering:
         """What a tensor's work has as its `program` and its `staged`."""
         sums = tuple([op for op in ops if isinstance(op, Op)])
         if len(sums) == len(ops):
-            return self._number(Program(inputs, sums)), -1
-        staged = Staged(inputs, tuple(ops))
-        number = self._staged_numbers.get(staged)
-        if number is None:
-            number = self._staged_numbers[staged] = len(self.staged)
-            self.staged.append(staged)
-        return STAGED, number
+            return self.programs.number(Program(inputs, sums)), -1
+        return STAGED, self.staged.number(Staged(inputs, tuple(ops)))

@@ -13,8 +13,9 @@ from mergeflow.arch import Architecture, variant
 from mergeflow.errors import RecipeError
 from mergeflow.formats.layout import TENSOR_HASH, UNKNOWN_HASH
 from mergeflow.ir.numbers import decimal
+from mergeflow.plan.facts import Facts
 from mergeflow.plan.originals import Originals
-from mergeflow.plan.resolve import Facts, Resolved
+from mergeflow.plan.resolve import Resolved
 from mergeflow.plan.webui import TITLE, Shapes, in_order, usual_terms
 from mergeflow.recipe import Output, Recipe
 

@@ -20,8 +20,9 @@ from mergeflow.errors import MergeflowError, MissingInput, Place, RecipeError, U
 from mergeflow.ir.nodes import Like, Load, Named, Node, Replace, Round, Scaled, as_node
 from mergeflow.ir.numbers import ONE, Number, Varying, profile
 from mergeflow.plan.bound import Bound, Entry, Profile, SourceRef, Variant
-from mergeflow.plan.evaluate import Value, call_method, evaluate, evaluate_argument, evaluate_model, evaluate_number
+from mergeflow.plan.evaluate import call_method, evaluate, evaluate_argument, evaluate_model, evaluate_number
 from mergeflow.plan.sweeps import Choice, check_values, choices, dependence, swept, words
+from mergeflow.plan.values import Value
 from mergeflow.recipe import Expression, Param, Recipe, Source, Step, load
 from mergeflow.recipe.tokens import clip
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-
-from mergeflow.ir.forms import Form, Rounded
 
 
 def _no_metadata(source: int) -> Mapping[str, str]:
@@ -19,29 +17,7 @@ def _no_hashes(source: int) -> tuple[str, str] | None:
 @dataclass(frozen=True, slots=True)
 class Originals:
     """`metadata` is what a source's file says of itself. `hashes` are its sha256 and A1111's old hash (64 and 8
-    digits),
-    None where the source is not one file; asking for them reads the file, the first time."""
+    digits), None where the source is not one file; asking for them reads the file, the first time."""
 
     metadata: Callable[[int], Mapping[str, str]] = _no_metadata
     hashes: Callable[[int], tuple[str, str] | None] = _no_hashes
-
-
-def sources_in(forms: Iterable[Form]) -> frozenset[int]:
-    """The sources whose tensors are in these forms, at whatever depth. Those that an expression names and that cancel
-    out are not."""
-    found: set[int] = set()
-    seen: set[int] = set()
-    stack = list(forms)
-    while stack:
-        form = stack.pop()
-        if id(form) in seen:
-            continue
-        seen.add(id(form))
-        for _, leaf in form.terms:
-            if isinstance(leaf, int):
-                found.add(leaf)
-            elif isinstance(leaf, Rounded):
-                stack.append(leaf.form)
-            else:
-                stack += [operand.form for operand in leaf.operands]
-    return frozenset(found)

@@ -7,7 +7,7 @@ how long it takes, and what bounds it:
     writing     bytes of outputs at the rate of the disk
     computing   on the CPU, over the workers: a copy of what is read, a hash of what is written, and the arithmetic
     copying to, copying from, computing on an accelerator, over the accelerators; with the CPU's copies and hashes
-                beside them, and what is no sum computed there
+                beside them, and kernels that stay there
 
 An accelerator begins later: torch is imported and the device woken first. Rates are those of this machine, measured
 once, or what hardware of the kind does at least.
@@ -21,6 +21,7 @@ from math import prod
 from typing import NamedTuple
 
 from mergeflow.methods.kernels import formula
+from mergeflow.plan.jobs import is_compiled, measured
 from mergeflow.plan.program import COPY, STAGED, Call, Op, Program, Staged, TensorWork
 from mergeflow.tensors import human_bytes
 
@@ -42,7 +43,8 @@ class Speeds:
 class Accelerator:
     """Accelerators of one kind: `name` is what --device calls them. `free` and `total` bytes of each; rates of one:
     bytes per second to it and from it, nanoseconds for an element of a term; `start` seconds until the first is
-    ready."""
+    ready. Once one is awake torch and its driver take `host` bytes of the machine's memory and `context` of its own,
+    whatever is done with it. `kernels`: whether it has what they need, float64 above all."""
 
     name: str
     models: tuple[str, ...]
@@ -52,13 +54,19 @@ class Accelerator:
     down: float = 6.0e9
     term: float = 0.02
     start: float = 5.0
+    host: int = 700_000_000
+    context: int = 600_000_000
     measured: bool = False
+    kernels: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
+    """`compiled`: whether sums and kernels have compiled code here; else torch does their work on the CPU."""
+
     speeds: Speeds = field(default_factory=Speeds)
     accelerators: tuple[Accelerator, ...] = ()
+    compiled: bool = True
 
     def accelerator(self, name: str) -> Accelerator | None:
         return next((a for a in self.accelerators if a.name == name), None)
@@ -66,7 +74,8 @@ class Machine:
 
 class Load(NamedTuple):
     """What a pass has to do: bytes read of files (by arithmetic: `up`, the rest is copied), bytes written (`down` of
-    them computed), elements times terms of sums, nanoseconds of one core for kernels."""
+    them computed), elements times terms of sums, nanoseconds of one core for kernels. Of these, `movable` could be
+    spent by an accelerator, which would have to be given `movable_up` bytes, and give `movable_down`."""
 
     read: int = 0
     written: int = 0
@@ -74,15 +83,19 @@ class Load(NamedTuple):
     down: int = 0
     terms: int = 0
     kernels: float = 0.0
+    movable: float = 0.0
+    movable_up: int = 0
+    movable_down: int = 0
 
 
 class Part(NamedTuple):
-    """The tensors of a pass that one program makes (None: that are copied)."""
+    """The tensors of a pass that one program makes (None: that are copied), by output."""
 
     program: Program | Staged | None
     tensors: int
     elements: int
     load: Load
+    works: Sequence[Sequence[TensorWork]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +110,8 @@ class Outlook:
 
 class KernelOutlook(NamedTuple):
     """One program of a pass: what it computes, for how many tensors and elements, where and how, and how long it
-    takes by itself. `tile` counts elements."""
+    takes by itself. `tile` counts elements (of copies, bytes); `peak` bytes of memory, and `vram` of each
+    accelerator's, is what the pass would take if this program were all that it does."""
 
     title: str
     tensors: int
@@ -106,23 +120,30 @@ class KernelOutlook(NamedTuple):
     strategy: str
     tile: int
     outlook: Outlook
+    peak: int = 0
+    vram: int = 0
 
 
-def loads(works: Sequence[TensorWork], programs: Sequence[Program], staged: Sequence[Staged]) -> list[Part]:
+def loads(outputs: Sequence[Sequence[TensorWork]], programs: Sequence[Program], staged: Sequence[Staged]) -> list[Part]:
     """What there is to do in one pass, by program, copies last. What several read of one place counts once, with the
     program that comes first."""
-    groups: dict[tuple[int, int], list[TensorWork]] = {}
-    for work in works:
-        if (key := (work.program, work.staged)) in groups:
-            groups[key].append(work)
-        elif work.computed or work.program == COPY:
-            groups[key] = [work]
+    groups: dict[tuple[int, int], list[list[TensorWork]]] = {}
+    for works in outputs:
+        here: dict[tuple[int, int], list[TensorWork]] = {}
+        for work in works:
+            if (key := (work.program, work.staged)) in here:
+                here[key].append(work)
+            elif work.computed or work.program == COPY:
+                here[key] = [work]
+        for key, among in here.items():
+            groups.setdefault(key, []).append(among)
     seen: set[tuple[int, int]] = set()
     found = []
     for key in sorted(groups, key=lambda key: (key[0] == COPY, key[0] == STAGED, key)):
-        number, among = key
-        program = staged[among] if number == STAGED else programs[number] if number != COPY else None
-        found.append(_part(program, groups[key], seen))
+        number, kernels = key
+        program = staged[kernels] if number == STAGED else programs[number] if number != COPY else None
+        together = [work for among in groups[key] for work in among]
+        found.append(_part(program, together, seen)._replace(works=groups[key]))
     return found
 
 
@@ -139,9 +160,13 @@ def _part(program: Program | Staged | None, works: Sequence[TensorWork], seen: s
         read += _unseen({work.reads[i]: n for work, n in zip(works, lengths, strict=True)}, dtype.size, seen)
     written = elements * program.out.size
     if isinstance(program, Staged):
-        return Part(
-            program, len(works), elements, Load(read, written, kernels=elements * sum(map(_nanoseconds, program.ops)))
-        )
+        spent = elements * sum(map(_nanoseconds, program.ops))
+        load = Load(read, written, kernels=spent)
+        if is_compiled(program):
+            times = 2 if measured(program) else 1  # it is gone through
+            up = times * elements * sum(dtype.size for dtype in program.inputs)
+            load = load._replace(movable=spent, movable_up=up, movable_down=written)
+        return Part(program, len(works), elements, load)
     terms = elements * sum(len(op.terms) for op in program.ops)
     return Part(program, len(works), elements, Load(read, written, read, written, terms))
 
@@ -191,7 +216,15 @@ def on_cpu(todo: Load, speeds: Speeds, workers: int) -> Outlook:
     )
 
 
-def on_accelerator(todo: Load, speeds: Speeds, there: Accelerator, workers: int, devices: int) -> Outlook:
+def on_accelerator(
+    todo: Load, speeds: Speeds, there: Accelerator, workers: int, devices: int, *, kernels: bool = False
+) -> Outlook:
+    """`kernels`: those that can be are computed there, too: as much faster than on one core as a sum's term is."""
+    moved = todo.movable * there.term / speeds.term if kernels else 0.0
+    if kernels:
+        todo = todo._replace(
+            kernels=todo.kernels - todo.movable, up=todo.up + todo.movable_up, down=todo.down + todo.movable_down
+        )
     host = todo.read / speeds.copy + todo.written / speeds.hash + todo.kernels * 1e-9
     found = _slowest(
         (
@@ -200,7 +233,7 @@ def on_accelerator(todo: Load, speeds: Speeds, there: Accelerator, workers: int,
             (host / workers, "reading and hashing on the CPU" if not todo.kernels else "methods, computed on the CPU"),
             (todo.up / there.up / devices, f"copying {human_bytes(todo.up)} to {there.name}"),
             (todo.down / there.down / devices, f"copying {human_bytes(todo.down)} from {there.name}"),
-            (todo.terms * there.term * 1e-9 / devices, f"computing on {there.name}"),
+            ((todo.terms * there.term + moved) * 1e-9 / devices, f"computing on {there.name}"),
         )
     )
     if there.start > found.seconds:

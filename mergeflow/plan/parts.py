@@ -3,15 +3,13 @@ never taken for a whole one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 
 from mergeflow.arch import VAE, Architecture, canonical
 from mergeflow.arch.contents import FIRST
 from mergeflow.errors import RecipeError
-from mergeflow.plan.facts import SourceFacts
-
-Facts = Mapping[int, SourceFacts]
+from mergeflow.plan.facts import Facts, SourceFacts
 
 
 def at_home(facts: Facts, sources: Iterable[int], architecture: Architecture) -> Facts:

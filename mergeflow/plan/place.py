@@ -18,7 +18,8 @@ UNIT = 2 * CHUNK  # of output; larger buffers leave the cache, smaller ones cost
 TILE, TILE_F64 = 128 * 1024, 32 * 1024  # elements: small enough for the cache, large enough to make calls rare
 KEEP = 160_000_000  # bytes of operands that a worker keeps for kernels, at most: with more the cache does not gain
 TILES, TWO_PHASE, TENSOR, RESIDENT, STREAMED = "tile", "two-phase", "tensor", "resident", "streamed"
-FLOOR = 180_000_000  # the interpreter with torch, before any buffer
+FLOOR, PLAIN = 190_000_000, 85_000_000  # the interpreter with torch and without, before any buffer
+KNOWN = 1_600  # bytes of the plan itself: of a tensor, and of each that it is made of
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class Footprint:
     whole: Largest = Largest()  # noqa: RUF009  # immutable
     measured: bool = False  # whether kernels have to know whole tensors first
     outputs: int = 1  # that are made of the same slots
+    base: int = FLOOR  # of the process, before any buffer
+    there: int = 0  # of an accelerator's memory for tensors with kernels, where any can be computed there
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +74,16 @@ class Placement:
     whole: int = 0  # bytes for tensors that are computed whole, of all workers together
     devices: int = 1  # accelerators that the workers take turns at
     vram: int = 0  # predicted bytes on each of them
+    kernels: bool = False  # whether kernels that can be are computed there, too
     outlook: Outlook | None = None  # how long it takes, where that was asked
 
 
 def footprint(
-    programs: Sequence[Program], outputs: Sequence[Sequence[TensorWork]], staged: Sequence[Staged] = ()
-) -> Footprint:
-    """What a worker needs for outputs that are made in one pass."""
+    programs: Sequence[Program], outputs: Sequence[Sequence[TensorWork]], staged: Sequence[Staged] = (), *,
+    compiled: bool = True,
+) -> Footprint:  # fmt: skip
+    """What a worker needs for outputs that are made in one pass. `compiled`: whether compiled code is there for sums
+    and for those kernels that have some; else torch does their work."""
     works = [work for output in outputs for work in output]
     used = {p for p in {work.program for work in works} if p >= 0}
     registers = _registers([programs[p] for p in sorted(used)])
@@ -85,13 +91,16 @@ def footprint(
     smallest = min((w.dtype.size for w in works if w.program >= 0), default=output)
     wide = max((w.nbytes * (len(w.reads) + 2) * 4 for w in works if w.wide is not None), default=0)
     inputs = min(sum(_columns(programs, output) for output in outputs), _by_source(programs, works))
-    buffers, keepable = room(staged, works)
+    rooms = room(staged, works, compiled=compiled)
     whole = largest(staged, works)
     written = sum(w.nbytes for w in works)
     two_phase = any(measured(staged[n]) for n in {w.staged for w in works if w.program == STAGED})
+    torch = rooms.torch or (bool(used) and not compiled)
+    base = (FLOOR if torch else PLAIN) + KNOWN * (len(works) + sum(len(w.reads) for w in works))
     return Footprint(
-        inputs, output, smallest, registers, wide, written, buffers, keepable, whole, two_phase, len(outputs)
-    )
+        inputs, output, smallest, registers, wide, written, rooms.buffers, rooms.keepable, whole, two_phase,
+        len(outputs), base, rooms.there,
+    )  # fmt: skip
 
 
 def _columns(programs: Sequence[Program], works: Sequence[TensorWork]) -> int:
@@ -132,7 +141,7 @@ def place(need: Footprint, budget: Budget, *, device: str = "cpu", workers: int 
         wanted = 1  # a second thread costs more than it does on so little
     for unit in (UNIT, CHUNK):
         for n in range(wanted, 0, -1):
-            peak = FLOOR + n * _per_worker(need, unit) + need.whole.nbytes
+            peak = need.base + n * _per_worker(need, unit) + need.whole.nbytes
             if peak <= budget.memory:
                 keep = min(KEEP, need.keepable, (budget.memory - peak) // n)
                 reason = f"{n} workers × {human_bytes(_per_worker(need, unit) + keep)}"
@@ -141,7 +150,7 @@ def place(need: Footprint, budget: Budget, *, device: str = "cpu", workers: int 
                 return Placement(device, _strategy(need), n, unit, TILE, TILE_F64, peak, reason, keep, whole)
             if unit == UNIT and n * 2 <= wanted:
                 break  # half the units before less than half the workers
-    least = FLOOR + _per_worker(need, CHUNK) + need.whole.nbytes
+    least = need.base + _per_worker(need, CHUNK) + need.whole.nbytes
     most = need.whole
     part = f" ({human_bytes(most.nbytes)} of it for {most.kernel} of {most.tensor})" if most.nbytes else ""
     raise ResourceError(
@@ -150,6 +159,13 @@ def place(need: Footprint, budget: Budget, *, device: str = "cpu", workers: int 
         if not budget.limit
         else f"it is what {budget.limit} leaves: {human_bytes(least - budget.memory)} more would do",
     )
+
+
+def peak_of(need: Footprint, placement: Placement) -> int:
+    """Bytes of memory that a part of a pass takes on the CPU, placed as the pass is: never more than the pass."""
+    each = _per_worker(need, placement.unit) + min(placement.keep, need.keepable)
+    whole = min(placement.whole, placement.workers * need.whole.nbytes)
+    return need.base + placement.workers * each + whole
 
 
 def _strategy(need: Footprint) -> str:

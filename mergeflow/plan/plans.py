@@ -13,13 +13,14 @@ from mergeflow.plan.bound import Bound
 from mergeflow.plan.cost import Rates
 from mergeflow.plan.devices import DeviceChoice
 from mergeflow.plan.explain import Found, Snapshot
+from mergeflow.plan.facts import Facts
 from mergeflow.plan.jobs import Job, jobs
 from mergeflow.plan.kept import Check, Kept, KeptFile, nothing
 from mergeflow.plan.originals import Originals
 from mergeflow.plan.outlook import Machine
 from mergeflow.plan.place import Budget, Placement
 from mergeflow.plan.program import Program, Staged, TensorWork
-from mergeflow.plan.resolve import Facts, Resolved
+from mergeflow.plan.resolve import Resolved
 from mergeflow.plan.stored import Declined, ObjectPlan, Storing
 from mergeflow.plan.units import Unit, cut
 

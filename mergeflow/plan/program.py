@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from mergeflow.ir.kernels import Choice
 from mergeflow.tensors import DType
 
+T = TypeVar("T", bound=Hashable)
 COPY, ZERO, CONSTANT, STAGED = -1, -2, -3, -4  # what a tensor's `program` can be instead of the number of one
 
 
@@ -75,6 +76,21 @@ class Program:
     @property
     def out(self) -> DType:
         return self.ops[-1].to
+
+
+class Numbered(list[T]):
+    """Values by number: those that are equal have one, their place in the list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._numbers: dict[T, int] = {}
+
+    def number(self, value: T) -> int:
+        """Adds it where it is new."""
+        number = self._numbers.setdefault(value, len(self))
+        if number == len(self):
+            self.append(value)
+        return number
 
 
 class Wide(NamedTuple):

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from operator import mul
 
 from mergeflow.ir.forms import Applied, Form, Rounded
-from mergeflow.plan.facts import SourceFacts
-from mergeflow.plan.resolve import Facts, Resolved
+from mergeflow.plan.facts import Facts, SourceFacts
+from mergeflow.plan.resolve import Resolved
 
 RELATED = 0.5  # the least cosine of relatives
 ENOUGH = 128  # values: with as many, strangers have a cosine below 0.5 but for one case in millions

@@ -1,28 +1,22 @@
-"""From an output's graph and the sources' headers to the normal form of each of its tensors.
-
-Tensors that do not differ in anything that matters (which sources have them, what profiles say there, which component
-they are in) share a case, and each case is analysed once: 50,000 tensors are usually one or two cases.
-"""
+"""From an output's graph and the sources' headers to the normal form of each of its tensors, and what forbids one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 
 from mergeflow.arch import Architecture, find
 from mergeflow.errors import RecipeError, UnknownName
-from mergeflow.ir.forms import Analysis, Applied, Case, Form, inner_first
-from mergeflow.ir.nodes import Load, Node, Replace, Sum, topological
-from mergeflow.ir.numbers import Varying, profiles_in
-from mergeflow.plan.bound import Bound, Claim, Profile
-from mergeflow.plan.facts import SourceFacts
+from mergeflow.ir.analysis import Analysis, Case
+from mergeflow.ir.forms import Form
+from mergeflow.ir.nodes import Load, Node, Replace, topological
+from mergeflow.plan.bound import Bound
+from mergeflow.plan.cases import Graph, all_names, cases_of, first_analysis, graph_of, parts_of, summed
+from mergeflow.plan.facts import Facts, SourceFacts
 from mergeflow.plan.parts import at_home, check_fit, check_parts
 from mergeflow.plan.profiles import Table, resolve
 from mergeflow.recipe.tokens import clip
-from mergeflow.tensors import BY_LABEL, DType, TensorSpec
-
-Facts = Mapping[int, SourceFacts]
+from mergeflow.tensors import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +37,6 @@ class Resolved:
     facts: Facts = field(repr=False, compare=False)
 
 
-@dataclass(slots=True)
-class _Graph:
-    """A root and all under it, analysed case by case."""
-
-    root: Node
-    order: Sequence[Node]
-    deltas: frozenset[int]
-    sources: frozenset[int]
-    profiles: frozenset[str]
-    parts: frozenset[str]
-    done: dict[Case, Analysis] = field(default_factory=dict)
-
-
 def sources_of(roots: Sequence[Node]) -> frozenset[int]:
     """The sources that these nodes read."""
     return frozenset(node.source for node in topological(roots) if isinstance(node, Load))
@@ -68,21 +49,21 @@ def resolve_output(bound: Bound, root: Node, facts: Facts) -> Resolved:
         RecipeError: a degree that is not 0 or 1, models that do not fit together, a profile with holes, a component
             that the architecture does not have, and with `missing: error` a tensor that some model lacks.
     """
-    graph = _graph(root, facts)
-    start = Analysis(
-        graph.order, Case(frozenset(), _any_values(bound.profiles, graph.profiles), frozenset()), graph.deltas
-    )
+    graph = graph_of(root, facts)
+    start = first_analysis(graph, bound.profiles)
     primary = start.primary(root)
-    architecture = _architecture(bound, facts[primary])
+    architecture = architecture_of(bound, facts[primary])
     _check_components(graph, architecture, facts[primary])
-    check_parts(facts[i] for i in sorted(_summed(root)))
+    whole = facts[primary].kind is None  # and may be filled up with a part, such as a VAE
+    check_parts(facts[i] for i in sorted(summed(root) - (graph.spare if whole else frozenset())))
     facts = at_home(facts, graph.sources, architecture)
-    names, primaries = _tensor_names(graph, start, facts, architecture, bound)
+    names, primaries = _tensor_names(graph, start, facts, architecture)
     _check_relatives(graph, facts, primary, architecture)
     tables = {name: resolve(bound.profiles[name], names, architecture) for name in sorted(graph.profiles)}
-    cases, analyses = _cases(graph, names, facts, tables, architecture, start)
-    for analysis, components in analyses:
-        if not components and analysis.primary(root) != primary:
+    cases, analyses = cases_of(graph, names, facts, tables, architecture, start)
+    for number, expected in dict(zip(cases, primaries, strict=True)).items():
+        analysis, components = analyses[number]
+        if not components and analysis.primary(root) != expected:
             raise RecipeError(
                 "which model comes first depends on a profile's values, so the result's tensors are not defined",
                 hint="name it with `like:`",
@@ -95,105 +76,7 @@ def resolve_output(bound: Bound, root: Node, facts: Facts) -> Resolved:
     )
 
 
-def check_claim(bound: Bound, claim: Claim, facts: Facts) -> str:
-    """Whether the two sides of an assertion have the same normal forms. Returns a note when only primaries differ.
-
-    Raises:
-        RecipeError: they have not; the message shows both.
-    """
-    both = Sum([(Fraction(1), claim.left), (Fraction(1), claim.right)])
-    graph = _graph(both, facts)
-    start = Analysis(
-        graph.order, Case(frozenset(), _any_values(bound.profiles, graph.profiles), frozenset()), graph.deltas
-    )
-    primary = start.primary(claim.left)
-    architecture = _architecture(bound, facts[primary])
-    names = list(facts[primary].tensors)
-    tables = {name: resolve(bound.profiles[name], names, architecture) for name in sorted(graph.profiles)}
-    _, analyses = _cases(graph, names, facts, tables, architecture, start)
-    label = {i: facts[i].name for i in graph.sources}
-    same = {i: min(j for j in graph.sources if facts[j].model == facts[i].model) for i in graph.sources}
-    for analysis, _ in analyses:
-        left, right = (canonical(analysis.form(side), same) for side in (claim.left, claim.right))
-        if left != right:
-            raise RecipeError(
-                f"the assertion does not hold: {claim.text}",
-                place=claim.place,
-                hint=f"left is {_shown(left, label)}, right is {_shown(right, label)}",
-            )
-    if start.primary(claim.left) != start.primary(claim.right):
-        return f"{claim.text}: the sums are equal, but the first takes its tensors from {facts[primary].name}"
-    return ""
-
-
-Canonical = tuple[tuple[Fraction, object], ...]
-
-
-def canonical(form: Form, same: Mapping[int, int]) -> Canonical:
-    """A form as plain tuples that compare equal exactly when the forms are; `same` maps equal sources to one."""
-    numbers: dict[object, int] = {}  # each inner form, once seen, is known by a number
-    seen: dict[tuple[int, DType | None, DType], int] = {}
-    result: Canonical = ()
-    for point in inner_first(form, DType.F64):
-        if isinstance(point.leaf, Applied):
-            call = (_call(point.leaf, [seen[part.identity] for part in point.parts()]),)
-            seen[point.identity] = numbers.setdefault(((Fraction(0), call),), len(numbers))
-            continue
-        shares: dict[object, Fraction] = {}
-        for share, leaf in point.leaf.form.terms:
-            if isinstance(leaf, int):
-                key: object = same[leaf]
-            else:
-                what = leaf.kernel.name if isinstance(leaf, Applied) else str(leaf.dtype and leaf.dtype.label)
-                key = ("inner", seen[point.within(leaf).identity], what)
-            shares[key] = shares.get(key, Fraction(0)) + share
-        result = tuple(sorted(((s, k) for k, s in shares.items() if s), key=lambda t: str(t[1])))
-        seen[point.identity] = numbers.setdefault(result, len(numbers))
-    inner = tuple(k for k, _ in sorted(numbers.items(), key=lambda item: item[1])[:-1])
-    return (*result, *((Fraction(0), k) for k in inner))
-
-
-def _call(leaf: Applied, operands: list[int]) -> tuple[object, ...]:
-    """What a kernel is applied with, by value; operands are known by numbers."""
-    weights = leaf.weights or (Fraction(1),) * len(operands)
-    taken = list(zip(weights, operands, strict=True))
-    kernel = leaf.kernel
-    return kernel.name, kernel.version, leaf.arguments, leaf.options, *(sorted(taken) if kernel.symmetric else taken)
-
-
-def _shown(form: Canonical, label: Mapping[int, str]) -> str:
-    from mergeflow.plan.text import join_terms
-
-    return join_terms([(s, label[k] if isinstance(k, int) else f"({_kind(k)})") for s, k in form if s])
-
-
-def _kind(key: object) -> str:
-    """What an inner form shows as: the kernel that makes it, or that it is rounded."""
-    assert isinstance(key, tuple)
-    return "rounded" if key[2] in BY_LABEL else f"{key[2]} …"
-
-
-def _graph(root: Node, facts: Facts) -> _Graph:
-    order = topological([root])
-    sources = frozenset(node.source for node in order if isinstance(node, Load))
-    profiles: set[str] = set()
-    parts: set[str] = set()
-    for node in order:
-        for number in node.numbers():
-            if isinstance(number, Varying):
-                profiles |= profiles_in(number)
-        if isinstance(node, Replace):
-            parts |= {component for component, _ in node.parts}
-    deltas = frozenset(i for i in sources if facts[i].delta)
-    return _Graph(root, order, deltas, sources, frozenset(profiles), frozenset(parts))
-
-
-def _any_values(profiles: Mapping[str, Profile], wanted: frozenset[str]) -> Mapping[str, Fraction]:
-    """Some value of each profile, for what must not depend on them."""
-    return {name: profiles[name].sample for name in wanted}
-
-
-def _architecture(bound: Bound, primary: SourceFacts) -> Architecture:
+def architecture_of(bound: Bound, primary: SourceFacts) -> Architecture:
     if bound.recipe.arch is None:
         return primary.architecture
     declared = find(bound.recipe.arch)
@@ -207,7 +90,7 @@ def _architecture(bound: Bound, primary: SourceFacts) -> Architecture:
     return declared
 
 
-def _check_components(graph: _Graph, architecture: Architecture, primary: SourceFacts) -> None:
+def _check_components(graph: Graph, architecture: Architecture, primary: SourceFacts) -> None:
     for part in sorted(graph.parts):
         if part not in architecture.component_names:
             if not architecture.component_names:
@@ -218,16 +101,16 @@ def _check_components(graph: _Graph, architecture: Architecture, primary: Source
             raise UnknownName(f"component of a {architecture.title} model", part, architecture.component_names)
 
 
-def _check_relatives(graph: _Graph, facts: Facts, primary: int, architecture: Architecture) -> None:
+def _check_relatives(graph: Graph, facts: Facts, primary: int, architecture: Architecture) -> None:
     """Refuse sums over models that have nothing in common: what came out would quietly be the first of them."""
     first = facts[primary]
     for node in graph.order:
         for part, donor in node.parts if isinstance(node, Replace) else ():
-            for i in sorted(_summed(donor)):
+            for i in sorted(summed(donor)):
                 check_fit([part], architecture, first, facts[i])
     for top in [graph.root, *(donor for node in graph.order if isinstance(node, Replace) for _, donor in node.parts)]:
-        summed = [facts[i] for i in sorted(_summed(top))]
-        known = [source for source in summed if source.architecture.component_names]
+        sources = [facts[i] for i in sorted(summed(top))]
+        known = [source for source in sources if source.architecture.component_names]
         for other in known[1:]:
             if other.architecture.name != known[0].architecture.name:
                 raise RecipeError(
@@ -235,7 +118,7 @@ def _check_relatives(graph: _Graph, facts: Facts, primary: int, architecture: Ar
                     "models of different architectures cannot be merged",
                     hint="`mergeflow inspect FILE` shows what a file is",
                 )
-        for other in summed if top is graph.root else ():
+        for other in [facts[i] for i in sorted(summed(top) - graph.spare)] if top is graph.root else ():
             if other.tensors.keys().isdisjoint(first.tensors):
                 such = next(iter(first.tensors), "")
                 lacks = f"{other.name} has none of the tensors of {first.name}, such as {such}"
@@ -245,40 +128,25 @@ def _check_relatives(graph: _Graph, facts: Facts, primary: int, architecture: Ar
                 )
 
 
-def _summed(root: Node) -> frozenset[int]:
-    """The sources under a node, without those that only give components to it."""
-    found: set[int] = set()
-    seen: set[int] = set()
-    stack = [root]
-    while stack:
-        node = stack.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        if isinstance(node, Load):
-            found.add(node.source)
-        stack += [node.of] if isinstance(node, Replace) else node.inputs()
-    return frozenset(found)
-
-
 def _tensor_names(
-    graph: _Graph, start: Analysis, facts: Facts, architecture: Architecture, bound: Bound
+    graph: Graph, start: Analysis, facts: Facts, architecture: Architecture
 ) -> tuple[list[str], list[int]]:
-    """The result's tensors and whose they are: the primary's, but in a replaced component the donor's."""
-    if not graph.parts:
+    """The result's tensors and whose they are: the primary's, but in a replaced component the donor's, and where a
+    primary is filled up those that others have."""
+    if not graph.parts and not graph.filled:
         primary = start.primary(graph.root)
         names = list(facts[primary].tensors)
         return names, [primary] * len(names)
     values = start.case.profiles
-    by_parts: dict[frozenset[str], int] = {}
+    found: dict[tuple[frozenset[str], frozenset[int]], int] = {}
     names, primaries = [], []
-    universe = dict.fromkeys(name for i in sorted(graph.sources) for name in facts[i].tensors)
-    for name in universe:
-        parts = _parts_of(name, graph.parts, architecture)
-        if parts not in by_parts:
-            case = Case(frozenset(), values, parts)
-            by_parts[parts] = Analysis(graph.order, case, graph.deltas).primary(graph.root)
-        primary = by_parts[parts]
+    for name in all_names(graph, facts):
+        parts = parts_of(name, graph.parts, architecture)
+        absent = frozenset(i for i in graph.sources if graph.filled and name not in facts[i].tensors)
+        if (parts, absent) not in found:
+            case = Case(absent, values, parts)
+            found[parts, absent] = Analysis(graph.order, case, graph.deltas).primary(graph.root)
+        primary = found[parts, absent]
         if name in facts[primary].tensors:
             names.append(name)
             primaries.append(primary)
@@ -291,45 +159,13 @@ def _tensor_names(
     return names, primaries
 
 
-def _parts_of(name: str, parts: frozenset[str], architecture: Architecture) -> frozenset[str]:
-    return frozenset(part for part in parts if architecture.matches(part, name))
-
-
-def _cases(
-    graph: _Graph, names: Sequence[str], facts: Facts, tables: Mapping[str, Table], architecture: Architecture,
-    start: Analysis,
-) -> tuple[list[int], list[tuple[Analysis, frozenset[str]]]]:  # fmt: skip
-    """The case of each tensor, and the analysis of each case. `start` is of the case in which nothing is particular."""
-    here = set(names)
-    lacking = {i: here - facts[i].tensors.keys() for i in sorted(graph.sources)}
-    lacking = {i: missing for i, missing in lacking.items() if missing}
-    columns = list(tables.items())
-    numbers: dict[tuple[object, ...], int] = {}
-    analyses: list[tuple[Analysis, frozenset[str]]] = []
-    cases: list[int] = []
-    if not lacking and not columns and not graph.parts:
-        return [0] * len(names), [(start, frozenset())]
-    for position, name in enumerate(names):
-        absent = frozenset(i for i, missing in lacking.items() if name in missing)
-        parts = _parts_of(name, graph.parts, architecture) if graph.parts else frozenset[str]()
-        values = tuple(table.values[position] for _, table in columns)
-        number = numbers.setdefault((absent, parts, values), len(numbers))
-        if number == len(analyses):
-            profiles = {key: table.values[position] for key, table in columns}
-            try:
-                analyses.append((Analysis(graph.order, Case(absent, profiles, parts), graph.deltas), parts))
-            except RecipeError as error:
-                error.message += f" (for the tensor {name})"
-                raise
-        cases.append(number)
-    return cases, analyses
-
-
-def _notes(bound: Bound, graph: _Graph, names: Sequence[str], facts: Facts, primary: int) -> tuple[str, ...]:
+def _notes(bound: Bound, graph: Graph, names: Sequence[str], facts: Facts, primary: int) -> tuple[str, ...]:
     """One line for each model that does not have the result's tensors, or has others."""
     here, notes = set(names), []
     for i in sorted(graph.sources - {primary}):
         source = facts[i]
+        if i in graph.spare:
+            continue
         if graph.parts and not source.tensors.keys() >= here:
             continue  # a donor of a component is not expected to have the rest
         missing = [name for name in names if name not in source.tensors]

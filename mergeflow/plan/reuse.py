@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from mergeflow.ir.nodes import Node, topological
-from mergeflow.plan import a1111
+from mergeflow.plan.a1111_lower import A1111Lowering
 from mergeflow.plan.bound import Bound
 from mergeflow.plan.cost import Rates
+from mergeflow.plan.facts import Facts
 from mergeflow.plan.jobs import measured
 from mergeflow.plan.kept import Check, Keeping, take, wanted
 from mergeflow.plan.lower import Lowering
 from mergeflow.plan.plans import OutputPlan, Request
 from mergeflow.plan.program import COPY, STAGED, TensorWork
-from mergeflow.plan.resolve import Facts, resolve_output
+from mergeflow.plan.resolve import resolve_output
 from mergeflow.plan.stored import (
     Declined,
     ObjectPlan,
@@ -35,7 +36,7 @@ class Reuse:
     """The part of planning that asks what is there. After `outputs`, `objects` are those to be made for the store,
     `keeping` the files that works read besides the sources, `rates` those that `objects` were chosen by."""
 
-    def __init__(self, bound: Bound, facts: Facts, request: Request, lowering: Lowering | a1111.A1111Lowering) -> None:
+    def __init__(self, bound: Bound, facts: Facts, request: Request, lowering: Lowering | A1111Lowering) -> None:
         self._bound, self._facts, self._request, self._lowering = bound, facts, request, lowering
         self.keeping = Keeping(len(bound.sources))
         self.objects: list[ObjectPlan] = []
@@ -47,7 +48,7 @@ class Reuse:
         if self._request.force or not any(output.build for output in outputs):
             return list(outputs)
         with_kept = self._with_kept(outputs)
-        return with_kept if isinstance(self._lowering, a1111.A1111Lowering) else self._with_stored(with_kept)
+        return with_kept if isinstance(self._lowering, A1111Lowering) else self._with_stored(with_kept)
 
     def _with_kept(self, outputs: Sequence[OutputPlan]) -> list[OutputPlan]:
         keys = {key for output in outputs if output.build for key in wanted(output.works)}
@@ -135,7 +136,7 @@ class Reuse:
         return [unrounded(work, c, lowering.numbered) for work, c in codes if c is not None and c.keys[-1]]
 
 
-def bytes_read(works: Sequence[TensorWork], lowering: Lowering | a1111.A1111Lowering) -> int:
+def bytes_read(works: Sequence[TensorWork], lowering: Lowering | A1111Lowering) -> int:
     """What the executor will read of the sources; of tensors that are gone through more than once, about."""
     per_element = [sum(d.size for d in p.inputs) for p in lowering.programs]
     copied = sum(w.nbytes for w in works if w.program == COPY and not w.payload)

@@ -43,15 +43,16 @@ def scans(
         ResourceError: an output that does not fit into memory even alone.
     """
     workers = choice.workers
+    compiled = choice.machine().compiled if outputs else True
     passes: list[Scan] = []
     for number, works in outputs:
         sources = frozenset(source for work in works for source, _ in work.reads)
-        own = footprint(programs, [works], staged)
+        own = footprint(programs, [works], staged, compiled=compiled)
         alone = place(own, budget, workers=workers)
         for scan in passes:
             both = [*scan.works, works]
             shared = bool(sources & scan.sources)
-            need = footprint(programs, both, staged) if shared else own
+            need = footprint(programs, both, staged, compiled=compiled) if shared else own
             joint = _joint(need, budget, workers) if shared else None
             if joint is not None and _as_good(joint, scan.placement) and _as_good(joint, alone):
                 scan.members.append(number)
@@ -61,8 +62,10 @@ def scans(
         else:
             passes.append(Scan([number], [works], sources, own, alone))
     for scan in passes:
-        parts = loads([work for works in scan.works for work in works], programs, staged)
-        scan.placement = with_kernels(choose(scan.need, together(parts), budget, choice), parts, choice)
+        parts = loads(scan.works, programs, staged)
+        needs = [footprint(programs, part.works, staged, compiled=compiled) for part in parts]
+        chosen = choose(scan.need, together(parts), budget, choice)
+        scan.placement = with_kernels(chosen, parts, needs, choice)
     return passes
 
 

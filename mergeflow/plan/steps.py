@@ -9,9 +9,9 @@ from typing import NamedTuple, TypeVar
 
 from mergeflow.digest import NUMERICS, action_key
 from mergeflow.ir.forms import Applied, Point
+from mergeflow.plan.facts import Facts
 from mergeflow.plan.program import Call, Op, make_op
-from mergeflow.plan.resolve import Facts
-from mergeflow.tensors import DType
+from mergeflow.tensors import DType, TensorSpec
 
 Step = Op | Call
 Identity = tuple[int, DType | None, DType]  # of a point of a form
@@ -31,9 +31,10 @@ class TensorSteps:
     """The points of one tensor's form, one after the other, as operations. `texts` takes the preimage of each."""
 
     def __init__(
-        self, facts: Facts, name: str, compute: DType | None, seed: int, texts: list[str] | None = None
+        self, facts: Facts, spec: TensorSpec, compute: DType | None, seed: int, texts: list[str] | None = None
     ) -> None:
-        self._facts, self._name, self._seed, self._texts = facts, name, seed, texts
+        self._facts, self._name, self._seed, self._texts = facts, spec.name, seed, texts
+        self._shape = spec.shape
         self._compute = compute
         self.ops: list[Step] = []
         self._of_ops: dict[int, tuple[DType, str]] = {}  # compute dtype and terms of the text of each
@@ -105,6 +106,8 @@ class TensorSteps:
             lines.append(f"seed {seed}")
         if kernel.random or kernel.only:
             lines.append(f"tensor {self._name}")
+        if all(v.operand is None for v, _ in given):  # no digest says how many values there are
+            lines.append(f"shape {','.join(map(str, self._shape))}")
         operands = tuple([self._zeros(compute) if v.operand is None else v.operand for v, _ in given])
         kept = tuple([w for _, w in given]) if leaf.weights else ()
         call = Call(kernel.name, operands, leaf.arguments, kept, leaf.options, seed, compute)

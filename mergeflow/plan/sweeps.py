@@ -17,7 +17,7 @@ from mergeflow.errors import Place, RecipeError, UnknownName
 from mergeflow.ir.nodes import Scaled
 from mergeflow.ir.numbers import decimal
 from mergeflow.plan.bound import SweepPoint
-from mergeflow.plan.evaluate import Value
+from mergeflow.plan.values import Value
 from mergeflow.recipe import Output, Param, Recipe
 from mergeflow.recipe.template import Placeholder, check_path, fill_text, unfit_for_a_name
 from mergeflow.recipe.tokens import clip

@@ -15,9 +15,11 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from mergeflow.arch import variant
+from mergeflow.ir.forms import sources_in
 from mergeflow.ir.numbers import decimal
-from mergeflow.plan.originals import Originals, sources_in
-from mergeflow.plan.resolve import Facts, Resolved
+from mergeflow.plan.facts import Facts
+from mergeflow.plan.originals import Originals
+from mergeflow.plan.resolve import Resolved
 from mergeflow.recipe import Output
 from mergeflow.tensors import DType
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -19,9 +19,9 @@ class Largest(NamedTuple):
     kernel: str = ""
 
 
-def largest(programs: Sequence[Staged], works: Iterable[TensorWork]) -> Largest:
+def largest(programs: Sequence[Staged], works: Sequence[TensorWork]) -> Largest:
     found = Largest()
-    kernels = [whole_calls(program) for program in programs]
+    kernels = {n: whole_calls(programs[n]) for n in {work.staged for work in works if work.program == STAGED}}
     for work in works:
         if work.program == STAGED and kernels[work.staged]:
             nbytes = whole_bytes(programs[work.staged], work.shape)

@@ -11,9 +11,9 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mergeflow.digest import NUMERICS
+from mergeflow.digest import NUMERICS, shortened
 from mergeflow.errors import IntegrityError, MissingInput, NotReproducible
-from mergeflow.formats.files import write_text_file
+from mergeflow.formats.parts import write_text_file
 
 _ANEW = "restore it; or remove it, and `mergeflow lock` writes it anew"
 _WRONG = {"extra_forbidden": "means nothing there", "missing": "is missing"}
@@ -111,7 +111,7 @@ def drift(lock: Lock, sources: Mapping[str, str], keys: Mapping[str, str]) -> li
         if locked is None:
             lines.append(f"source {name} is not in the lock")
         elif locked.digest != digest:
-            lines.append(f"source {name} is {digest[:15]}…, the lock says {locked.digest[:15]}…")
+            lines.append(f"source {name} is {shortened(digest)}, the lock says {shortened(locked.digest)}")
     for path, key in sorted(keys.items()):
         output = lock.outputs.get(path)
         if output is None:
@@ -126,6 +126,6 @@ def check_result(lock: Lock, path: str, digest: str) -> None:
     locked = lock.outputs.get(path)
     if locked is not None and locked.digest is not None and locked.digest != digest:
         raise NotReproducible(
-            f"{path}: the result is {digest[:15]}…, the lock says {locked.digest[:15]}…",
+            f"{path}: the result is {shortened(digest)}, the lock says {shortened(locked.digest)}",
             hint="the same inputs gave other bytes: please report this with both machines' details",
         )

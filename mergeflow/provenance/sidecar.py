@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mergeflow.formats.files import write_text_file
+from mergeflow.formats.parts import write_text_file
 from mergeflow.provenance.beside import plain_name
 from mergeflow.recipe import Recipe
 from mergeflow.recipe.shared import text_with_overrides

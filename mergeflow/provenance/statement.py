@@ -11,7 +11,7 @@ files and, under `mergeflow`, BLAKE3 of tensors whatever their container; a shar
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,10 +99,17 @@ def read_statement(path: Path) -> dict[str, Any] | None:
 
 def subjects(document: Mapping[str, Any]) -> dict[str, str]:
     """The sha256 that a statement gives to each file name; what is not as it should be is left out."""
-    found: dict[str, str] = {}
-    for subject in document.get("subject", ()):
-        try:
-            found[str(subject["name"])] = str(subject["digest"]["sha256"])
-        except (TypeError, KeyError):
-            continue
-    return found
+    return {name: digest["sha256"] for name, digest in _described(document.get("subject")) if "sha256" in digest}
+
+
+def source_names(document: Mapping[str, Any]) -> dict[str, str]:
+    """What a statement calls the sources, by the digests of their tensors; what is not as it should be is left out."""
+    described = _described(document["predicate"]["buildDefinition"].get("resolvedDependencies"))
+    return {f"b3:{digest['mergeflow']}": name for name, digest in described if "mergeflow" in digest}
+
+
+def _described(listed: object) -> Iterator[tuple[str, dict[str, str]]]:
+    """The names and digests of in-toto's resource descriptors. A file beside a model may say anything."""
+    for entry in listed if isinstance(listed, list) else ():
+        if isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("digest"), dict):
+            yield entry["name"], {kind: value for kind, value in entry["digest"].items() if isinstance(value, str)}

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from mergeflow.errors import Place, RecipeError, nearest
+from mergeflow.errors import RecipeError, nearest
 from mergeflow.recipe import nodes
 from mergeflow.recipe.expression import Expression, Instr, parse, parse_value, spell
 from mergeflow.recipe.later import Refusals
@@ -82,7 +82,9 @@ def word(text: str, node: nodes.Node, what: str) -> str:
     """A plain word: a method, or one of its arguments."""
     name = normal_name(text.strip())
     if not is_plain_name(name):
-        raise node.error(f"{clip(text)} is not {what}", "it is a word of letters, digits and _")
+        meant = re.sub(r"\W+", "_", name)
+        also = f": {clip(meant)}" if is_plain_name(meant) else ""
+        raise node.error(f"{clip(text)} is not {what}", f"it is a word of letters, digits and _{also}")
     return name
 
 
@@ -126,7 +128,7 @@ def list_of(items: list[Expression], node: nodes.Node) -> Expression:
         code.extend(_moved(item.code, at))
         at += len(item.text) + 2
     text = f"[{', '.join(item.text for item in items)}]"
-    anchors = (_Start(node), *(item.anchor for item in items))
+    anchors = (nodes.Start(node), *(item.anchor for item in items))
     return Expression(text, (*code, Instr("list", len(items), 0)), Pieces(tuple(starts), anchors))
 
 
@@ -136,19 +138,7 @@ def weighted(name: str, key: nodes.Scalar, weight: Expression) -> Expression:
     text = f"{label}({weight.text})"
     shift = len(label) + 1
     code = (Instr("name", name, 0), *_moved(weight.code, shift), Instr("weight", None, len(label) - 2))
-    return Expression(text, code, Pieces((0, shift), (_Start(key), weight.anchor)))
-
-
-class _Start:
-    """Wherever one points, the place where a node begins."""
-
-    __slots__ = ("node",)
-
-    def __init__(self, node: nodes.Node) -> None:
-        self.node = node
-
-    def place(self, offset: int) -> Place:
-        return self.node.where
+    return Expression(text, code, Pieces((0, shift), (nodes.Start(key), weight.anchor)))
 
 
 def _moved(code: tuple[Instr, ...], by: int) -> list[Instr]:

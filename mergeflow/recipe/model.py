@@ -32,7 +32,8 @@ class Source(_Value):
     )
     sha256: str | None = Field(default=None, description="The sha256 the file must have: 64 hexadecimal digits.")
     hash: str | None = Field(
-        default=None, description="A published hash of the file: 8, 10, 12 or 64 hexadecimal digits."
+        default=None,
+        description="A hash of the file, 8, 10, 12 or 64 hexadecimal digits, or the digest of its model, b3: and 64.",
     )
     size: int | None = Field(default=None, description="The size the file must have, in bytes.")
     kind: Kind | None = Field(
@@ -64,12 +65,19 @@ class Source(_Value):
     @classmethod
     def _sha256(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", value):
-            raise ValueError(f"a sha256 is 64 hexadecimal digits, this has {len(value)} characters")
+            short = "; a shorter one is given as hash:" if len(value) in (8, 10, 12) else ""
+            raise ValueError(f"a sha256 is 64 hexadecimal digits, this has {len(value)} characters{short}")
         return value.lower() if value is not None else None
 
     @field_validator("hash")
     @classmethod
     def _hash(cls, value: str | None) -> str | None:
+        if value is not None and value.lower().startswith("b3:"):
+            if not re.fullmatch(r"[0-9a-f]{64}", value.lower().removeprefix("b3:")):
+                raise ValueError(
+                    "the digest of a model is b3: and 64 hexadecimal digits, as `mergeflow hash` prints it"
+                )
+            return value.lower()
         if value is not None and not re.fullmatch(
             r"(?:[0-9a-fA-F]{8}|[0-9a-fA-F]{10}|[0-9a-fA-F]{12}|[0-9a-fA-F]{64})", value
         ):
@@ -239,3 +247,4 @@ class Recipe(_Value):
     text: str = ""
     files: tuple[Path, ...] = ()  # this file and those it includes
     overrides: tuple[str, ...] = ()
+    replaced: tuple[Source, ...] = ()  # as the text has what --source put others in the place of

@@ -60,6 +60,16 @@ class Positioned:
         return RecipeError(message, place=self.where, hint=hint)
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The anchor of text that is written nowhere: wherever one points, the place where a node begins."""
+
+    node: Positioned
+
+    def place(self, offset: int) -> Place:
+        return self.node.where
+
+
 @dataclass(slots=True, eq=False)
 class Scalar(Positioned):
     """Text. As an Anchor it finds the place of each of its characters, also in folded and block scalars."""

@@ -4,20 +4,18 @@ it."""
 from __future__ import annotations
 
 import posixpath
-import re
-from decimal import Decimal
 
 from mergeflow.formats.torchlayout import SUFFIXES as TORCH_SUFFIXES
 from mergeflow.recipe import nodes
 from mergeflow.recipe.fields import choice, line_of_text
 from mergeflow.recipe.tokens import clip
+from mergeflow.tensors import parse_bytes
 
 SAFETENSORS = ".safetensors"
 SUFFIXES = (SAFETENSORS, *TORCH_SUFFIXES)
 METADATA_FOR = ("a1111", "modelspec")
 SIDECARS = ("config", "sha256", "provenance", "card")
 SMALLEST_SHARD = 10**6
-_SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*([KMGT]?)(I?)B", re.IGNORECASE)
 _SIZES_ARE = "write it as 5GB or 500MB (GiB and MiB are those of 1024)"
 
 
@@ -33,12 +31,9 @@ def suffixes() -> str:
 def shard_size(node: nodes.Node) -> int:
     """The most bytes of tensors in a shard."""
     text = line_of_text(node, "shard_size").strip()
-    match = _SIZE.fullmatch(text)
-    if match is None:
+    size = parse_bytes(text)
+    if size is None or text[-1] not in "bB":
         raise node.error(f"{clip(text)} is not a size", _SIZES_ARE)
-    number, unit, binary = match.groups()
-    base = 1024 if binary and unit else 1000
-    size = int(Decimal(number) * base ** " KMGT".index(unit.upper() or " "))
     if size < SMALLEST_SHARD:
         raise node.error(f"shards of {clip(text)} would be too small to be of use", "1MB is the least; 5GB is usual")
     return size

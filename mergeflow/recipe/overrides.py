@@ -33,8 +33,9 @@ def override(recipe: Recipe, params: Mapping[str, str], sources: Mapping[str, st
         old = replaced[known]
         new = read_source(known, node, Path(), node.where)
         replaced[known] = new.model_copy(update={"kind": old.kind, "arch": old.arch, "given": True})
+    gone = (*recipe.replaced, *(recipe.sources[normal_name(name)] for name in sources))
     record = (*recipe.overrides, *(f"{k}={v}" for k, v in [*params.items(), *sources.items()]))
-    return recipe.model_copy(update={"params": changed, "sources": replaced, "overrides": record})
+    return recipe.model_copy(update={"params": changed, "sources": replaced, "overrides": record, "replaced": gone})
 
 
 def typed(option: str, name: str, text: str) -> nodes.Scalar:
@@ -55,7 +56,8 @@ def _set(params: dict[str, Param], sources: Mapping[str, object], name: str, tex
         param, dot, rest = param.rpartition(".")
         selector = f"{rest}.{selector}"
     if not dot:
-        hint = f"{known} is a source: --source {known}=PATH" if known in sources else ""
+        hint = "" if params else "the recipe has no params"
+        hint = f"{known} is a source: --source {known}=PATH" if known in sources else hint
         raise UnknownName("param", name, params, place=node.where, hint=hint)
     if not selector:
         raise RecipeError(f"--set {name} names no block", place=node.where, hint=f"for example --set {param}.OUT05=0.5")

@@ -106,19 +106,7 @@ def _plain_number(node: nodes.Node, what: str) -> Fraction:
 
 
 def _point(value: Fraction, node: nodes.Mapping) -> Param:
-    return Param(value=Expression(_decimal(value), (Instr("number", value, 0),), _Whole(node)), place=node.where)
-
-
-class _Whole:
-    """The anchor of a number that is written nowhere: where its range begins."""
-
-    __slots__ = ("node",)
-
-    def __init__(self, node: nodes.Node) -> None:
-        self.node = node
-
-    def place(self, offset: int) -> Place:
-        return self.node.where
+    return Param(value=Expression(_decimal(value), (Instr("number", value, 0),), node), place=node.where)
 
 
 def _decimal(value: Fraction) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from mergeflow.errors import Place
+from mergeflow.errors import Place, nearest
 from mergeflow.recipe import later, nodes
 from mergeflow.recipe.expression import Expression
 from mergeflow.recipe.fields import build, check_keys, expression, line_of_text, scalar
@@ -32,7 +32,7 @@ def read_profile(name: str, node: nodes.Mapping, place: Place) -> Param:
             default = number(_one(value, of, "for all blocks it is '*': { gradient: [1, 0] }"), of)
         elif selector not in LIST_KEYS:
             label = normal_name(line_of_text(key, "a selector").strip())
-            entries.append(ProfileEntry(selector=label, numbers=_numbers(value, of, name), place=key.where))
+            entries.append(ProfileEntry(selector=label, numbers=_numbers(value, of, name, selector), place=key.where))
     return Param(profile=tuple(entries), default=default, listed=_block_list(node), place=place)
 
 
@@ -45,10 +45,16 @@ def _one(node: nodes.Node, what: str, hint: str) -> nodes.Scalar:
     return node
 
 
-def _numbers(node: nodes.Node, what: str, name: str) -> tuple[Expression, ...]:
+def _no_number(selector: str) -> str:
+    """What to do about several values behind a selector."""
+    close = nearest(selector, [*LIST_KEYS, "sweep"])
+    return f"did you mean {close[0]}?" if close else "numbers along the blocks are { gradient: [1, 0.5, 0] }"
+
+
+def _numbers(node: nodes.Node, what: str, name: str, selector: str) -> tuple[Expression, ...]:
     """What a selector has: a number, or a gradient of several."""
     if not isinstance(node, nodes.Mapping):
-        return (number(_one(node, what, "numbers along the blocks are { gradient: [1, 0.5, 0] }"), what),)
+        return (number(_one(node, what, _no_number(selector)), what),)
     check_keys(node, what, ("gradient",), {**later.PARAM, "sweep": later.SWEEP_IN_A_LINE}, name)
     if "gradient" not in node.items:
         raise node.error(f"{what} has no value", "write a number, or { gradient: [1, 0.5, 0] }")

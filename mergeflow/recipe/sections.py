@@ -48,7 +48,7 @@ def read_step(name: str, node: nodes.Node, place: Place) -> Step:
     if "expr" in given and "method" in given:
         raise node.key("method").error(f"{what} has either expr: or method:, not both")
     if "method" not in given:
-        check_keys(node, what, [key for key in STEP_KEYS if key != "method"], later.STEP, name)
+        check_keys(node, what, STEP_KEYS, later.STEP, name)
         if "expr" not in given:
             raise node.error(f"{what} has neither expr: nor method:", f"write {clip(name)}: a + (b - c) * 0.3")
     return build(Step, {**_step_values(what, node), "place": place}, node, given)

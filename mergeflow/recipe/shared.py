@@ -7,7 +7,10 @@ recipe has such paths, their file names are left of them in every text that leav
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import yaml
 
 from mergeflow.recipe.model import Recipe, Source
 
@@ -25,11 +28,25 @@ def is_rooted(path: str) -> bool:
 
 
 def shared_text(recipe: Recipe) -> str:
-    text = recipe.text
     rooted = {path for path in _paths(recipe) if is_rooted(path)}
-    for path in sorted(rooted, key=lambda path: (-len(path), path)):
+    return _cut_down(recipe.text, tuple(sorted(rooted, key=lambda path: (-len(path), path)))) if rooted else recipe.text
+
+
+@lru_cache(maxsize=8)  # each output of a recipe asks for it
+def _cut_down(text: str, paths: Sequence[str]) -> str:
+    """The text with the file names of these paths in their place, wherever and however it has them."""
+    for path in paths:
         for written in dict.fromkeys((path, path.replace("'", "''"), path.replace("\\", "\\\\"))):  # as YAML has it
             text = text.replace(written, file_name(path))
+    scalars = [token for token in yaml.scan(text) if isinstance(token, yaml.ScalarToken)]
+    for scalar in reversed(scalars):  # with other escapes, or over several lines
+        value = scalar.value
+        for path in paths:
+            value = value.replace(path, file_name(path))
+        if value != scalar.value:
+            start, end = scalar.start_mark.index, scalar.end_mark.index
+            quoted = "'" + value.replace("'", "''") + "'" + "\n" * text[start:end].endswith("\n")
+            text = text[:start] + quoted + text[end:]
     return text
 
 
@@ -60,7 +77,7 @@ def shared_overrides(recipe: Recipe) -> list[str]:
 
 def _paths(recipe: Recipe) -> Iterator[str]:
     yield from (*recipe.include, *recipe.outputs, recipe.arch or "")
-    stack: list[Source] = list(recipe.sources.values())
+    stack: list[Source] = [*recipe.sources.values(), *recipe.replaced]
     while stack:
         source = stack.pop()
         stack += source.many

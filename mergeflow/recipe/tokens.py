@@ -34,6 +34,8 @@ _TOKEN = re.compile(
 )
 _OPERATOR, _NUMBER, _NAME, _QUOTED = 1, 2, 3, 4  # the groups of _TOKEN; the fifth is a character that begins no token
 _RUN = re.compile(r"[^\s()+*/,@=\[\]]+")  # what was probably meant as one name or number
+_PRODUCT = re.compile(r"([0-9]+(?:\.[0-9]+)?)([^\W\d]\w*)")  # 0.5a
+_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _HEX = re.compile(r"0[xX][0-9a-fA-F]+")
 
 
@@ -206,6 +208,10 @@ def _needs_quotes(run: str, *, place_anchor: Anchor, at: int) -> RecipeError:
     left, minus, right = name.partition("-")
     reads = f'{name} reads as "{left}" minus "{right}"' if minus and left and right else f"{name} is not a plain word"
     hint = f"if that is one name, quote it: '{name}'"
+    if name.casefold().endswith(_FILES):
+        hint = f"a file gets a name first, as a source; {hint}"
+    elif product := _PRODUCT.fullmatch(name):
+        hint = f"a product is written out: {product[1]} * {product[2]}; {hint}"
     return RecipeError(reads, place=place_anchor.place(at), hint=hint)
 
 

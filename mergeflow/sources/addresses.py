@@ -64,7 +64,7 @@ def resolved(origin: str, on_the_way: Mapping[str, Mapping[str, str]]) -> tuple[
     size = headers.get("x-linked-size", "")
     said = Wanted(
         sha256=tag if _SHA256.fullmatch(tag) else None,
-        size=int(size) if size.isascii() and size.isdigit() else None,
+        size=int(size) if re.fullmatch("[0-9]{1,18}", size) else None,
     )
     if re.fullmatch(r"[0-9a-f]{40}", commit):
         origin = f"{origin.rpartition('@')[0]}@{commit}"
@@ -82,7 +82,7 @@ def safe_name(name: str) -> str:
     stem, dot, suffix = name.rpartition(".")
     is_model = f".{suffix.lower()}" in SUFFIXES
     stem, suffix = (stem, dot + suffix) if dot and is_model else (name, "")
-    stem = stem.encode()[:120].decode(errors="ignore").strip(". ") or "model"
+    stem = stem.encode(errors="replace")[:120].decode(errors="ignore").strip(". ") or "model"
     return f"{f'_{stem}' if _WINDOWS.fullmatch(stem) else stem}{suffix}"
 
 
@@ -100,9 +100,9 @@ def _civitai(origin: str, version: str, web: Web) -> Remote:
         main = next((file for file in files if file.get("primary")), files[0])
         name, hashes = str(main["name"]), main.get("hashes") or {}
         digest = str(hashes.get("SHA256", "")).lower()
-        url = str(main.get("downloadUrl") or f"{CIVITAI_URL}/api/download/models/{version}")
-    except (ValueError, LookupError, TypeError, AttributeError):
+        url = str(main.get("downloadUrl") or "")
+        if urlsplit(url)[:2] != urlsplit(CIVITAI_URL)[:2]:  # of another site
+            url = f"{CIVITAI_URL}/api/download/models/{version}"
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise MissingInput(f"{origin}: Civitai's description of it could not be understood") from None
-    if urlsplit(url).netloc != urlsplit(CIVITAI_URL).netloc or urlsplit(url).scheme != urlsplit(CIVITAI_URL).scheme:
-        url = f"{CIVITAI_URL}/api/download/models/{version}"
     return Remote(origin, url, safe_name(name), Wanted(sha256=digest if _SHA256.fullmatch(digest) else None))

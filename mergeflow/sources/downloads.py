@@ -19,7 +19,8 @@ from mergeflow.digest import hash_bytes
 from mergeflow.errors import IntegrityError, MergeflowError, MissingInput, ResourceError
 from mergeflow.events import Reporter
 from mergeflow.formats.contents import is_safetensors, read_contents
-from mergeflow.formats.files import ReadFile, explain_os_error, fingerprint, sync_folder, write_text_file
+from mergeflow.formats.files import ReadFile, explain_os_error, fingerprint
+from mergeflow.formats.parts import sync_folder, write_text_file
 from mergeflow.sources.addresses import Remote, remote, safe_name
 from mergeflow.sources.hashes import check_claims, sha256
 from mergeflow.sources.memo import Memo

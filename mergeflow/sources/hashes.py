@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 
 from mergeflow.errors import IntegrityError, RecipeError
@@ -21,25 +20,11 @@ _STEP = 1 << 22
 _OTHER_FILE = "point the source at the right file, with --source NAME=PATH or in the recipe"
 
 
-@dataclass(frozen=True, slots=True)
-class FileHashes:
-    sha256: str
-    a1111: str
-    a1111_old: str
-    autov3: str
-
-
 def sha256(path: Path, memo: Memo, report: Reporter) -> str:
     """Of the whole file; remembered, also when the file was written a moment ago."""
     wait_until_quiet(path)
     with ReadFile(path) as file:
         return _remembered(file, "whole", 0, memo, report)
-
-
-def file_hashes(path: Path, memo: Memo, report: Reporter) -> FileHashes:
-    whole = sha256(path, memo, report)
-    with ReadFile(path) as file:
-        return FileHashes(whole, whole[:10], old_hash(file), autov3(file, memo, report))
 
 
 def old_hash(file: ReadFile) -> str:
@@ -48,8 +33,14 @@ def old_hash(file: ReadFile) -> str:
 
 
 def autov3(file: ReadFile, memo: Memo, report: Reporter) -> str:
-    """Of a safetensors file after its header; remembered."""
-    (length,) = struct.unpack("<Q", file.read(8, 0))
+    """Of a safetensors file after its header; remembered.
+
+    Raises:
+        IntegrityError: it is none.
+    """
+    (length,) = struct.unpack("<Q", file.read(8, 0)) if file.size >= 8 else (file.size,)
+    if 8 + length > file.size:
+        raise IntegrityError(f"{file.path}: has no AutoV3 hash, which only safetensors files have")
     return _remembered(file, "body", 8 + length, memo, report)
 
 
@@ -91,6 +82,15 @@ def check_claims(
         _compare(path, "sha256", sha256(path, memo, report)[: len(short)], short)
     else:
         raise RecipeError(f"{short} is no hash of 8, 10, 12 or 64 digits")
+
+
+def check_model(path: Path, found: str, asked: str) -> None:
+    """Compare the digest of a file's model with what the recipe says of it.
+
+    Raises:
+        IntegrityError: it is another model.
+    """
+    _compare(path, "model's digest", found, asked)
 
 
 def _compare(path: Path, what: str, found: str, claimed: str) -> None:

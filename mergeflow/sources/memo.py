@@ -2,24 +2,23 @@
 
 A stale entry must be impossible, a lost one only costs hashing. So an entry is written only when the file was quiet
 for longer than the clock's grain before it was read (else a write within the same tick would go unseen), and the
-whole database may be deleted at any time. SQLite with a rollback journal; when it is locked or broken we do without.
+whole database may be deleted at any time; when it is locked or broken we do without.
 """
 
 from __future__ import annotations
 
 import array
-import contextlib
 import os
-import sqlite3
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mergeflow.digest import DIGEST_SIZE
 from mergeflow.formats.files import Fingerprint, fingerprint
+from mergeflow.store.database import Database, signed
 
 VERSION = 2
 _FINE_GRAIN = 20_000_000
@@ -37,8 +36,12 @@ create table if not exists body (
   primary key (device, inode)) without rowid;
 """
 Part = Literal["whole", "body"]  # what a sha256 is of: a file, or a safetensors file after its header
-_FIND = "select size, mtime_ns, ctime_ns, sha256 from {} where device = ? and inode = ?"
-_KEEP = "insert or replace into {} values (?,?,?,?,?,?)"
+_FIND_CONTENT = (
+    "select size, mtime_ns, ctime_ns, model, digests, payloads, nonfinite, low, high, samples, check_sum from content "
+    "where device = ? and inode = ?"
+)
+_KEEP = "insert or replace into {} values ({})"
+_FIND_SHA256 = "select size, mtime_ns, ctime_ns, sha256 from {} where device = ? and inode = ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,57 +70,15 @@ class Memo:
     """The database. `warn` is told once when it cannot be used."""
 
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
-        self._path = folder / f"memo-{VERSION}.sqlite"
-        self._warn = warn
-        self._connection: sqlite3.Connection | None = None
-        self._open()
-
-    def _open(self) -> None:
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(self._path, timeout=5, isolation_level=None, check_same_thread=False)
-            self._connection.executescript(_SCHEMA)
-        except (OSError, sqlite3.Error) as error:
-            self.close()
-            if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
-                self._start_over()
-            else:
-                self._warn(f"digests are not remembered: {self._path.name}: {error}")
-
-    def _start_over(self) -> None:
-        self._warn(f"{self._path.name} was damaged and is begun anew; sources are hashed again")
-        with contextlib.suppress(OSError):
-            self._path.unlink()
-        try:
-            self._connection = sqlite3.connect(self._path, timeout=5, isolation_level=None, check_same_thread=False)
-            self._connection.executescript(_SCHEMA)
-        except sqlite3.Error:
-            self.close()
-
-    @contextlib.contextmanager
-    def _database(self) -> Iterator[sqlite3.Connection | None]:
-        """The connection, or None; an error inside is a miss and never the caller's."""
-        try:
-            yield self._connection
-        except sqlite3.Error as error:
-            self.close()
-            if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
-                self._start_over()
-            else:
-                self._warn(f"digests are not remembered: {self._path.name}: {error}")
+        path = folder / f"memo-{VERSION}.sqlite"
+        self._database = Database(path, VERSION, _SCHEMA, warn=warn, unused="digests are not remembered")
+        self._database.do(lambda db: None, create=True)
 
     def find(self, at: Fingerprint) -> Known | None:
-        row = None
-        with self._database() as database:
-            if database is not None:
-                row = database.execute(
-                    "select size, mtime_ns, ctime_ns, model, digests, payloads, nonfinite, low, high, samples, "
-                    "check_sum from content where device = ? and inode = ?",
-                    (_signed(at.device), _signed(at.inode)),
-                ).fetchone()
-        if row is None or row[:3] != at[2:]:
+        row = self._row(_FIND_CONTENT, at)
+        if row is None:
             return None
-        model, digests, payloads, nonfinite, low, high, samples, check = row[3:]
+        model, digests, payloads, nonfinite, low, high, samples, check = row
         if _check_sum(model, digests, payloads, nonfinite) != check:
             return None
         return Known(model, _split(digests), _split(payloads), tuple(array.array("q", nonfinite)), low, high, samples)
@@ -126,29 +87,29 @@ class Memo:
         digests, payloads = b"".join(known.digests), b"".join(known.payloads)
         nonfinite = array.array("q", known.nonfinite).tobytes()
         check = _check_sum(known.model, digests, payloads, nonfinite)
-        with self._database() as database:
-            if database is not None:
-                facts = (known.model, digests, payloads, nonfinite, known.low, known.high, known.samples, check)
-                row = (_signed(at.device), _signed(at.inode), *at[2:], *facts)
-                database.execute("insert or replace into content values (?,?,?,?,?,?,?,?,?,?,?,?,?)", row)
+        facts = (known.model, digests, payloads, nonfinite, known.low, known.high, known.samples, check)
+        self._keep("content", at, facts)
 
     def find_sha256(self, at: Fingerprint, part: Part = "whole") -> str | None:
-        row = None
-        with self._database() as database:
-            if database is not None:
-                row = database.execute(_FIND.format(part), (_signed(at.device), _signed(at.inode))).fetchone()
-        return str(row[3]) if row is not None and row[:3] == at[2:] else None
+        row = self._row(_FIND_SHA256.format(part), at)
+        return None if row is None else str(row[0])
 
     def remember_sha256(self, at: Fingerprint, sha256: str, part: Part = "whole") -> None:
-        with self._database() as database:
-            if database is not None:
-                row = (_signed(at.device), _signed(at.inode), *at[2:], sha256)
-                database.execute(_KEEP.format(part), row)
+        self._keep(part, at, (sha256,))
+
+    def _row(self, query: str, at: Fingerprint) -> tuple[Any, ...] | None:
+        """What stands for a file besides its fingerprint; None where that is another."""
+        place = signed(at.device), signed(at.inode)
+        row = self._database.do(lambda db: db.execute(query, place).fetchone(), create=False)
+        return None if row is None or row[:3] != at[2:] else row[3:]
+
+    def _keep(self, table: str, at: Fingerprint, facts: tuple[object, ...]) -> None:
+        row = (signed(at.device), signed(at.inode), *at[2:], *facts)
+        query = _KEEP.format(table, ",".join("?" * len(row)))
+        self._database.do(lambda db: db.execute(query, row), create=True)
 
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._database.close()
 
 
 def quiet_since(at: Fingerprint, path: Path, now_ns: int | None = None) -> bool:
@@ -186,11 +147,6 @@ def _file_system(path: Path) -> str:
     except (OSError, IndexError):
         return ""
     return kind
-
-
-def _signed(n: int) -> int:
-    """SQLite's integers are signed; inode numbers on Windows need all 64 bits."""
-    return n - (1 << 64) if n >= 1 << 63 else n
 
 
 def _split(blob: bytes) -> tuple[bytes, ...]:

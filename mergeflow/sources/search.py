@@ -1,4 +1,5 @@
-"""Finding a file by what is in it: by sha256, or by the short hashes that merge tools and model sites print.
+"""Finding a file by what is in it: by sha256, by the short hashes that merge tools and model sites print, or by the
+digest of its model.
 
 Nothing is read that need not be: files of another size are no candidates where the size is known, the memo and the
 names in the cache of Hugging Face say what is known already, and A1111's old hash takes 64 KiB of each file. What is
@@ -13,11 +14,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mergeflow.digest import printable
 from mergeflow.errors import MergeflowError, MissingInput, RecipeError
 from mergeflow.events import Reporter, Warned
 from mergeflow.formats.contents import is_safetensors
 from mergeflow.formats.files import Fingerprint, ReadFile, fingerprint
+from mergeflow.sources.adapt import adapt
 from mergeflow.sources.hashes import autov3, old_hash, sha256
+from mergeflow.sources.identify import identify
 from mergeflow.sources.memo import Memo, Part
 from mergeflow.tensors import human_bytes
 
@@ -28,16 +32,25 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is known of a file: its sha256, or a `short` hash of 8 (A1111's old), 10 (sha256) or 12 digits (AutoV3)."""
+    """What is known of a file: its sha256, a `short` hash of 8 (A1111's old), 10 (sha256) or 12 digits (AutoV3), or the
+    digest of its `model` (b3:…), whatever the container."""
 
     sha256: str | None = None
     short: str | None = None
     size: int | None = None
+    model: str | None = None
+
+    @property
+    def told(self) -> bool:
+        """Whether it can be looked for."""
+        return self.sha256 is not None or self.short is not None or self.model is not None
 
     @property
     def shown(self) -> str:
         """The hash as messages quote it."""
-        return f"sha256 {self.sha256[:12]}…" if self.sha256 else f"hash {self.short}"
+        if self.sha256:
+            return f"sha256 {self.sha256[:12]}…"
+        return f"hash {self.short}" if self.short else f"digest {(self.model or '')[:15]}…"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +75,8 @@ class Search:
             MissingInput: too much would have to be read to know.
         """
         files = self._candidates(wanted, beside)
-        if wanted.sha256 is not None:
+        if wanted.sha256 is not None or wanted.short is None:
             return next((file.path for file in self._likeliest_first(files, wanted) if self._is(file, wanted)), None)
-        assert wanted.short is not None
         found = [file for file in self._affordable(files, wanted) if self._is(file, wanted)]
         if len(found) > 1 and not self._all_the_same(found):
             shown = "".join(f"\n    {file.path} ({human_bytes(file.size)})" for file in found[:8])
@@ -92,8 +104,8 @@ class Search:
 
     def _likeliest_first(self, files: list[File], wanted: Wanted) -> Iterator[File]:
         """Those that are known or said to be it, then those of which nothing is known."""
-        said = {file: self._said(file) for file in files}
-        yield from (file for file in files if said[file] == wanted.sha256)
+        said = {file: self._said(file, wanted) for file in files}
+        yield from (file for file in files if said[file] == (wanted.sha256 or wanted.model))
         yield from self._affordable([file for file in files if said[file] is None], wanted)
 
     def _affordable(self, files: list[File], wanted: Wanted) -> list[File]:
@@ -104,8 +116,7 @@ class Search:
         """
         if wanted.size is not None or (wanted.short is not None and len(wanted.short) == 8):
             return files
-        part: Part = "body" if wanted.short is not None and len(wanted.short) == 12 else "whole"
-        new = [f for f in files if (at := _at(f)) is not None and self._memo.find_sha256(at, part) is None]
+        new = [file for file in files if not self._is_known(file, wanted)]
         total = sum(file.size for file in new)
         if total > MOST_UNASKED:
             raise MissingInput(
@@ -115,9 +126,23 @@ class Search:
             )
         return files
 
-    def _said(self, file: File) -> str | None:
-        """The sha256 that a file had when it was hashed, or that its name in the cache of Hugging Face claims."""
+    def _is_known(self, file: File, wanted: Wanted) -> bool:
+        """Whether nothing of it has to be read; so it is with a file that is gone."""
         at = _at(file)
+        if at is None:
+            return True
+        if wanted.sha256 is None and wanted.short is None:
+            return self._memo.find(at) is not None
+        part: Part = "body" if wanted.short is not None and len(wanted.short) == 12 else "whole"
+        return self._memo.find_sha256(at, part) is not None
+
+    def _said(self, file: File, wanted: Wanted) -> str | None:
+        """The sha256 that a file had when it was hashed, or that its name in the cache of Hugging Face claims; the
+        digest of its model, where that is what is wanted and it is the right one."""
+        at = _at(file)
+        if wanted.sha256 is None:
+            content = self._memo.find(at) if at is not None else None
+            return wanted.model if content is not None and printable(content.model) == wanted.model else None
         known = self._memo.find_sha256(at) if at is not None else None
         blob = _real(file.path).name
         return known or (blob if _SHA256.fullmatch(blob) else None)
@@ -126,8 +151,10 @@ class Search:
         try:
             if wanted.sha256 is not None:
                 return sha256(file.path, self._memo, self._report) == wanted.sha256
-            assert wanted.short is not None
-            return self._short(file.path, len(wanted.short)) == wanted.short
+            if wanted.short is not None:
+                return self._short(file.path, len(wanted.short)) == wanted.short
+            found = identify(file.path, self._memo, self._report)
+            return found.model == wanted.model or adapt(found, file.path.name).model == wanted.model
         except MergeflowError as error:
             self._report(Warned(f"{error.message}; it is left out of the search"))
             return False

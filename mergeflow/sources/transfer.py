@@ -18,11 +18,14 @@ from typing import Any
 
 from mergeflow.errors import IntegrityError, MergeflowError, MissingInput, ResourceError
 from mergeflow.events import PhaseEnded, PhaseStarted, Progressed, Reporter
-from mergeflow.formats.files import check_space, explain_os_error, write_text_file
+from mergeflow.formats.files import explain_os_error
+from mergeflow.formats.parts import check_space, write_text_file
 from mergeflow.sources.addresses import Remote, resolved
 from mergeflow.sources.search import Wanted
 from mergeflow.sources.web import Answer, Interrupted, Web, shown
 from mergeflow.tensors import human_bytes
+
+_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-[0-9]{1,18}|\*)/([0-9]{1,18}|\*)")  # of fewer digits than Python refuses
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,7 @@ def receive(web: Web, remote: Remote, partial: Partial, wanted: Wanted, report: 
                 kept = f"; {human_bytes(partial.size)} of it are kept, and fetching again goes on there"
                 raise MissingInput(
                     f"{remote.origin}: {error}" + (kept if partial.size else ""),
-                    hint="see whether the network works; --offline builds without it",
+                    hint="see whether the network works, or fetch the file by other means and put it there",
                 ) from error
             time.sleep(max(error.after, web.patience.pause * (2 ** (failures - 1))))
         else:
@@ -131,7 +134,7 @@ def _attempt(web: Web, remote: Remote, url: str, partial: Partial, wanted: Wante
         _refuse_page(answer, wanted)
         if start == 0:
             partial.begin(url, _strong(answer.response.headers.get("etag", "")), total)
-        if total is None or start < total:
+        if total is None or start < total or start == 0:  # an empty file is one, too
             _write(answer, partial, start, total, remote, report)
     if total is not None and partial.size != total:
         raise Interrupted(f"{remote.origin}: {partial.size:,} of {total:,} bytes came")
@@ -142,7 +145,7 @@ def _stretch(answer: Answer, asked: int, version: dict[str, Any], *, checked: bo
     """Where the body begins in the file (None: not where it was asked for), and how long the file is, if that is
     said. A part is taken for the same version's if its ETag is; without one, only if the whole is `checked` later."""
     headers, status = answer.response.headers, answer.response.status_code
-    given = re.fullmatch(r"bytes (?:([0-9]+)-[0-9]+|\*)/([0-9]+|\*)", headers.get("content-range", "").strip())
+    given = _RANGE.fullmatch(headers.get("content-range", "").strip())
     whole = int(given[2]) if given and given[2] != "*" else None
     if status == 200:
         length = headers.get("content-length", "")
@@ -220,5 +223,5 @@ def _ends_itself(answer: Answer) -> bool:
 
 
 def _strong(etag: str) -> str:
-    """An ETag that stands for the very bytes; '' for any other."""
-    return etag if re.fullmatch(r'"[^"\r\n]*"', etag) else ""
+    """An ETag that stands for the very bytes, and can be sent back; '' for any other."""
+    return etag if re.fullmatch(r'"[\x20\x21\x23-\x7e]*"', etag) else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS = 10
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _LOCAL = ("localhost", "127.0.0.1", "::1")
+_LOCATION = "mergeflow.location"
+_DISTRUST = "CERTIFICATE_VERIFY_FAILED"  # OpenSSL's word for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,14 @@ class Web:
         self._report = report
         timeout = httpx.Timeout(self.patience.silence, connect=self.patience.connect)
         agent = {"User-Agent": f"mergeflow/{__version__}", "Accept-Encoding": "identity"}
-        self._client = httpx.Client(timeout=timeout, headers=agent, follow_redirects=False)
+        hooks = {"response": [_put_location_aside]}
+        try:
+            self._client = httpx.Client(timeout=timeout, headers=agent, follow_redirects=False, event_hooks=hooks)
+        except (ImportError, ValueError):  # whose words may have the password of a proxy in them
+            raise MissingInput(
+                "the proxy that this machine's environment names cannot be used",
+                hint="see HTTPS_PROXY, HTTP_PROXY and ALL_PROXY; a SOCKS proxy takes pip install 'httpx[socks]'",
+            ) from None
 
     @contextmanager
     def get(self, url: str, headers: Mapping[str, str] = {}) -> Iterator[Answer]:
@@ -84,12 +94,14 @@ class Web:
             except httpx.InvalidURL as error:
                 raise MissingInput(f"{shown(url)[:100]}: is no address") from error
             except httpx.TransportError as error:
+                if _DISTRUST in str(error):
+                    raise _distrusted(url) from error
                 raise Interrupted(f"{_server(url)[1]}: {_words(error)}") from error
             try:
                 host = _server(url)[1]
                 seen[host] = {**seen.get(host, {}), **response.headers}
-                if response.status_code in _REDIRECTS and "location" in response.headers:
-                    url = _next(url, response.headers["location"])
+                if response.status_code in _REDIRECTS and (location := response.extensions[_LOCATION]):
+                    url = _next(url, location)
                     continue
                 _check(response, url)
                 try:
@@ -119,6 +131,11 @@ class Web:
         self.close()
 
 
+def _put_location_aside(response: httpx.Response) -> None:
+    """httpx works out where a redirect leads even when it is not to follow it, and fails where that is no address."""
+    response.extensions[_LOCATION] = response.headers.pop("location", "")
+
+
 def not_installed(package: str) -> MissingInput:
     return MissingInput(
         f"downloading takes the package {package}, which is not installed",
@@ -133,8 +150,9 @@ def is_open(url: str) -> bool:
 
 
 def shown(url: str) -> str:
-    """An address for messages: what stands after ? may be somebody's signature."""
-    return url.partition("?")[0]
+    """An address for messages: what stands after ? may be somebody's signature, and what is not printable may tell a
+    terminal what to do."""
+    return "".join(c for c in url.partition("?")[0] if c.isprintable())
 
 
 def _server(url: str) -> tuple[str, str, int | None]:
@@ -151,12 +169,16 @@ def _next(url: str, location: str) -> str:
     Raises:
         MissingInput: from what is encrypted to what is not, or to no address at all.
     """
-    url, before = urljoin(url, location), url
-    scheme, host, _ = _server(url)
-    if not host or scheme not in ("https", "http") or (scheme == "http" and _server(before)[0] == "https"):
-        raise MissingInput(f"{shown(before)}: redirects to {shown(url)[:100]}, which is not followed")
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="").geturl()
+    refused = MissingInput(f"{shown(url)}: redirects to {shown(location)[:100]}, which is not followed")
+    try:
+        to = urlsplit(urljoin(url, location))
+        to.port  # noqa: B018  # raises where it is none
+    except ValueError:
+        raise refused from None
+    may = ("https",) if urlsplit(url).scheme == "https" else ("https", "http")
+    if not to.hostname or to.scheme not in may:
+        raise refused
+    return to._replace(netloc=to.netloc.rpartition("@")[2], fragment="").geturl()
 
 
 def _check(response: httpx.Response, url: str) -> None:
@@ -164,11 +186,13 @@ def _check(response: httpx.Response, url: str) -> None:
     if status in (200, 206, 416):
         coding = response.headers.get("content-encoding", "identity").lower()
         if coding not in ("", "identity"):
-            raise IntegrityError(f"{shown(url)}: the server packs the file ({coding[:20]}), which it was asked not to")
+            raise IntegrityError(
+                f"{shown(url)}: the server packs the file ({shown(coding)[:20]}), which it was asked not to"
+            )
         return
     if status in _BUSY:
-        after = response.headers.get("retry-after", "")
-        raise Interrupted(f"{host}: the server answers {status}", min(float(after), 60) if after.isdigit() else 0)
+        after = re.fullmatch("[0-9]{1,9}", response.headers.get("retry-after", ""))
+        raise Interrupted(f"{host}: the server answers {status}", min(float(after[0]), 60) if after else 0)
     if status in (401, 403):
         raise _refused(url, status)
     what = "there is no such file" if status in (404, 410) else f"the server answers {status}"
@@ -180,6 +204,13 @@ def _refused(url: str, status: int) -> MergeflowError:
     return MissingInput(
         f"{shown(url)}: the server answers {status}: it gives the file only to those it knows, or not to everybody",
         hint=f"accept the model's terms on its page, and give a token: {ADVICE.get(host, ELSEWHERE)}",
+    )
+
+
+def _distrusted(url: str) -> MissingInput:
+    return MissingInput(
+        f"{shown(url)}: the server's certificate is none that this machine trusts, or that of another host",
+        hint="see the address and the clock; SSL_CERT_FILE names the certificates to trust, such as a company's own",
     )
 
 

@@ -139,6 +139,11 @@ def transaction(connection: sqlite3.Connection, kind: Literal["immediate", "defe
         raise
 
 
+def signed(n: int) -> int:
+    """SQLite's integers are signed; inode numbers on Windows need all 64 bits."""
+    return n - (1 << 64) if n >= 1 << 63 else n
+
+
 def _is_damage(error: Exception) -> bool:
     """Whether it is the file and not the disk, a lock or a permission. A table that lacks columns is damage as well; so
     is text that Python cannot decode, in a row (an error without a code) or in SQLite's own message."""

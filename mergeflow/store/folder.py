@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mergeflow.formats.files import write_text_file
+from mergeflow.formats.parts import write_text_file
 
 _TAG = """Signature: 8a477f597d28d172789f06886806bc55
 # This folder is a cache of mergeflow: it can be deleted at any time.

@@ -9,7 +9,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from mergeflow.formats.files import process_is_gone, process_mark, write_text_file
+from mergeflow.formats.parts import write_text_file
+from mergeflow.formats.processes import process_is_gone, process_mark
 
 FIRST_LINE = "mergeflow lease 1"
 FOREIGN = 24 * 3600.0  # seconds after which a lease of another machine, whose processes we cannot see, is given up

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import final
 
 from mergeflow.errors import MergeflowError
-from mergeflow.formats.files import PartFile, ReadFile
+from mergeflow.formats.files import ReadFile
 from mergeflow.formats.layout import SafetensorsLayout
+from mergeflow.formats.parts import PartFile
 from mergeflow.store.eviction import evict, is_kept
 from mergeflow.store.folder import prepare
 from mergeflow.store.index import ObjectIndex

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mergeflow.errors import MergeflowError, MissingInput
-from mergeflow.formats.files import ReadFile, clear_dead_parts, write_text_file
+from mergeflow.formats.files import ReadFile
+from mergeflow.formats.parts import clear_dead_parts, write_text_file
 from mergeflow.store.objectfile import ObjectFile, OtherFormat, object_ids, object_path, payload_of, read_object
 from mergeflow.store.objects import ObjectId
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, final
 
 from mergeflow.formats.files import Fingerprint
-from mergeflow.store.database import Damaged, Database
+from mergeflow.store.database import Damaged, Database, signed
 
 FORMAT = 1
 _SCHEMA = """
@@ -120,7 +120,7 @@ class LocalRecords(Records):
         )
 
     def put(self, path: Path, record: OutputRecord) -> None:
-        numbers = (_signed(record.at.device), _signed(record.at.inode), *record.at[2:])
+        numbers = (signed(record.at.device), signed(record.at.inode), *record.at[2:])
         row = (str(path), *numbers, record.key, record.model, json.dumps(record.snapshot, ensure_ascii=False))
         self._index.do(
             lambda db: db.execute("insert or replace into output values (?,?,?,?,?,?,?,?,?)", row), create=True
@@ -171,8 +171,3 @@ def _document(row: tuple[str, ...] | None) -> dict[str, Any] | None:
         return None if row is None else dict(json.loads(row[0]))
     except (ValueError, TypeError) as error:
         raise Damaged("a record that is not JSON") from error
-
-
-def _signed(n: int) -> int:
-    """SQLite's integers are signed; inode numbers on Windows need all 64 bits."""
-    return n - (1 << 64) if n >= 1 << 63 else n

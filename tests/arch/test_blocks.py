@@ -73,7 +73,7 @@ def test_the_network_and_nothing_else_is_in_its_blocks(name):
 def test_the_names_of_the_blocks(name, count, groups):
     architecture = arch.get(name)
     assert len(architecture.blocks) == count
-    assert architecture.block_groups == groups
+    assert architecture.layout.groups == groups
     assert architecture.blocks[0] == "BASE"
 
 
@@ -115,7 +115,7 @@ def test_published_sizes_of_blocks():
 
 
 def test_without_knowledge_there_are_no_blocks():
-    assert arch.UNKNOWN.blocks == arch.UNKNOWN.block_groups == ()
+    assert arch.UNKNOWN.blocks == arch.UNKNOWN.layout.groups == ()
     assert arch.UNKNOWN.block("model.layers.0.weight") is None
 
 

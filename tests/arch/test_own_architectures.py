@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from safetensors.numpy import load_file, save_file
+from support.commands import run, run_json
 
 from mergeflow import arch
 from mergeflow.arch import registry
 from mergeflow.build.project import Project
 from mergeflow.build.settings import Settings
-from mergeflow.cli.main import cli
+from mergeflow.cli import complete
 from mergeflow.errors import MergeflowError, RecipeError, UnknownName
 from mergeflow.events import Warned
 from mergeflow.recipe import loads
@@ -70,12 +70,6 @@ def planned(folder: Path, more: str, source: str = "", build: bool = False, expr
         if build:
             project.build()
     return key, [e.message for e in heard if isinstance(e, Warned)]
-
-
-def run(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(cli, [str(a) for a in arguments])
-    assert result.exit_code == code, result.output
-    return result
 
 
 @pytest.mark.parametrize("how", ["of the recipe", "of each source"])
@@ -164,9 +158,10 @@ def test_the_command_lists_shows_and_checks_them(tmp_path: Path, config: Path) -
     assert f"from {path}" in run("arch").stdout
     assert "a small network" in run("arch", "mine").stdout
     assert "a small network" in run("arch", "--check", path).stdout
-    (entry,) = json.loads(run("arch", path, "--json").stdout)["architectures"]
+    (entry,) = run_json("arch", path)["architectures"]
+    assert [item.value for item in complete.architectures(None, None, "mi")] == ["mine"]  # type: ignore[arg-type]
     assert (entry["name"], entry["components"]) == ("mine", {"net": ["net.*"]})
-    assert json.loads(run("arch", "sd1", "--json").stdout)["architectures"][0]["from"] == "mergeflow"
+    assert run_json("arch", "sd1")["architectures"][0]["from"] == "mergeflow"
 
 
 @pytest.mark.parametrize(
@@ -191,7 +186,7 @@ def test_a_mistake_is_told_with_its_line(tmp_path: Path, text: str, line: int, s
     assert said in caught.value.message
     assert caught.value.place is not None
     assert (caught.value.place.file, caught.value.place.line) == (str(path), line)
-    assert f"mine.toml{f':{line}:' if line else ''}" in run("arch", "--check", path, code=2).stderr
+    assert f"mine.toml{f':{line}:' if line else ''}" in run("arch", "--check", path, exit_code=2).stderr
 
 
 def test_a_file_too_large_to_be_one(tmp_path: Path) -> None:

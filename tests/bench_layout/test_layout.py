@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from bench import layout, sd15
+from bench import layout, sd15, sdxl
 from bench.layout import Model, Tensor
 
 
@@ -46,6 +46,30 @@ def test_sd15_shapes_that_people_know() -> None:
     assert shapes["model.diffusion_model.output_blocks.8.2.conv.weight"] == (640, 640, 3, 3)
     assert shapes["first_stage_model.decoder.up.0.block.0.nin_shortcut.weight"] == (128, 256, 1, 1)
     assert shapes[sd15.POSITION_IDS] == (1, 77)
+
+
+def test_sdxl_is_the_known_model() -> None:
+    tensors = layout.sdxl_layout()
+    assert len(tensors) == len({tensor.name for tensor in tensors}) == 2515
+    parameters = Counter[str]()
+    for tensor in tensors:
+        if tensor.dtype == "F16":
+            first, *_, third = tensor.name.split(".", 3)[:3] if tensor.name.startswith("cond") else (tensor.name, "")
+            part = f"conditioner.embedders.{third}" if third else first.split(".")[0]
+            parameters[part] += tensor.elements
+    # The published parameter counts of its UNet, the autoencoder, CLIP ViT-L/14 and OpenCLIP ViT-bigG/14.
+    assert parameters == {
+        "model": 2_567_463_684,
+        "first_stage_model": 83_653_863,
+        "conditioner.embedders.0": 123_060_480,
+        "conditioner.embedders.1": 694_659_841,
+    }
+    shapes = dict(sdxl.tensors())
+    assert shapes["model.diffusion_model.label_emb.0.0.weight"] == (1280, 2816)
+    assert shapes["model.diffusion_model.input_blocks.8.1.transformer_blocks.9.attn2.to_k.weight"] == (1280, 2048)
+    assert shapes["model.diffusion_model.input_blocks.4.1.proj_in.weight"] == (640, 640)
+    assert shapes["conditioner.embedders.1.model.text_projection"] == (1280, 1280)
+    assert ("conditioner.embedders.1.model.logit_scale", ()) in shapes.items()
 
 
 def test_the_library_reads_the_file(small: dict[str, Path]) -> None:

@@ -18,7 +18,7 @@ from support.builds import python
 from support.checkpoints import weights
 
 from mergeflow.cli.main import cli
-from mergeflow.formats import files
+from mergeflow.formats import parts
 
 Patch = pytest.MonkeyPatch
 WORDS = ("merge", "a*0.5 + b*0.5", "a=a.safetensors", "b=b.safetensors", "--cache", "cache", "-o")
@@ -69,7 +69,7 @@ def refused(name: str, target: Path, *more: str) -> None:
 
 def blind(monkeypatch: Patch) -> None:
     """As if the free space could not be asked, or somebody took it in between."""
-    monkeypatch.setattr(files, "_free_space", lambda folder: 1 << 60)
+    monkeypatch.setattr(parts, "_free_space", lambda folder: 1 << 60)
 
 
 def ftruncate(fd: int, size: int) -> None:
@@ -79,7 +79,7 @@ def ftruncate(fd: int, size: int) -> None:
 FULL: dict[str, Callable[[Patch], None]] = {
     "disk-full": lambda patch: None,
     "disk-full-when-reserving": blind,
-    "disk-full-when-writing": lambda patch: (blind(patch), patch.setattr(files, "_preallocate", ftruncate))[0],
+    "disk-full-when-writing": lambda patch: (blind(patch), patch.setattr(parts, "_preallocate", ftruncate))[0],
 }
 
 
@@ -108,8 +108,8 @@ def test_a_full_disk_where_nothing_can_be_mounted(work: Path, monkeypatch: Patch
 LIMITED = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-from mergeflow.formats import files
-files._preallocate = lambda fd, size: None
+from mergeflow.formats import parts
+parts._preallocate = lambda fd, size: None
 resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
 from mergeflow.cli.main import main
 try:

@@ -14,6 +14,7 @@ from support.checkpoints import numbers, write
 
 import mergeflow
 from mergeflow.build.quick import Asked, unchanged
+from mergeflow.events import OutputDone
 
 TEXT = recipe("a + (b - c)*m", more="params: { m: 0.3 }\n")
 
@@ -145,3 +146,17 @@ def test_what_failed_leaves_no_stamp(fresh: Path) -> None:
     with pytest.raises(mergeflow.MergeflowError):
         build(fresh)
     assert unchanged(ask(fresh), settings(fresh)) is None
+
+
+def test_a_recipe_that_is_removed_during_its_build_leaves_no_stamp(fresh: Path) -> None:
+    time.sleep(0.04)
+    asked = ask(fresh)
+
+    def report(event: object) -> None:
+        if isinstance(event, OutputDone):
+            asked.recipe.unlink()
+
+    with mergeflow.load(asked.recipe, settings=settings(fresh), report=report) as p:
+        assert [o.built for o in p.build(asked=asked).outputs] == [True]
+    (fresh / "recipe.yaml").write_text(TEXT)
+    assert unchanged(asked, settings(fresh)) is None

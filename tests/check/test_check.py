@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from check_models import FIRST, IDS, changed, run, run_json
+from check_models import FIRST, IDS, changed
+from support.commands import run, run_json
 
 from mergeflow.arch.expected import expected
 from mergeflow.build.health import broken_ids, judge

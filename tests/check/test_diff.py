@@ -7,9 +7,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from check_models import FIRST, changed, run, run_json
+from check_models import FIRST, changed
 from safetensors.numpy import load_file, save_file
 from support.checkpoints import any_bits, read, weights, write
+from support.commands import run, run_json
 
 from mergeflow.build import compare as module
 from mergeflow.build.compare import Comparison, Sums, compare
@@ -168,7 +169,10 @@ def test_what_is_written_in_a_square_can_be_read(relative: float) -> None:
 
 
 def test_the_picture_escapes_names() -> None:
-    ElementTree.fromstring(svg("<a> & b", {("<x>", 'b"&'): module.Tally()}))
+    texts = [
+        element.text for element in ElementTree.fromstring(svg("<a> & b", {("<x>", 'b"&'): module.Tally()})).iter()
+    ]
+    assert {"<a> & b", "<x>", 'b"&'} <= set(texts)
 
 
 def test_only_svg_is_drawn(sd15: dict[str, Path], tmp_path: Path) -> None:

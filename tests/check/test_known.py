@@ -6,8 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from check_models import IDS, changed, run, run_json
+from check_models import IDS, changed
 from safetensors.numpy import load_file, save_file
+from support.commands import run, run_json
+
+from mergeflow.build import known
+from mergeflow.errors import RecipeError
 
 VAE = "first_stage_model."
 
@@ -47,6 +51,27 @@ def test_what_cannot_be_remembered(sd15: dict[str, Path], tmp_path: Path, config
     run("check", sd15["A"], "--remember", "one")
     run("check", sd15["A"], "--remember", "one")
     assert "is called one already" in run("check", sd15["B"], "--remember", "other", exit_code=2).stderr
+
+
+def test_a_file_that_cannot_be_read_is_what_is_said(tmp_path: Path, config: Path) -> None:
+    assert "there is no such file" in run("check", tmp_path / "no.safetensors", "--remember", "x", exit_code=4).stderr
+    (tmp_path / "bad.safetensors").write_bytes(b"12345678" * 9)
+    assert "bad.safetensors" in run("check", tmp_path / "bad.safetensors", "--remember", "x", exit_code=5).stderr
+    assert not config.exists()
+
+
+def test_lines_are_added_to_a_file_that_somebody_wrote(config: Path) -> None:
+    config.mkdir()
+    digests = [f"b3:{n:064x}" for n in range(3)]
+    (config / "known.toml").write_text(f'"{digests[0]}" = "mine"', encoding="utf-8")  # without an end of the line
+    known.add("theirs", [digests[1], digests[2], digests[1]])
+    assert known.read() == {digests[0]: "mine", digests[1]: "theirs", digests[2]: "theirs"}
+    known.add("theirs", digests[1:])
+    assert len(known.read()) == 3
+    for name in ("two\nlines", "\x7f", " "):
+        with pytest.raises(RecipeError, match="is no name"):
+            known.add(name, [f"b3:{9:064x}"])
+    assert len(known.read()) == 3
 
 
 @pytest.mark.parametrize("text", ["x", '"b3:00" = 3', 'vae = "x"'])

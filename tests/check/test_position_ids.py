@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from check_models import IDS, run, run_json
+from check_models import IDS
 from safetensors.torch import load_file, save_file
+from support.commands import run, run_json
 
 from mergeflow.build.api import load
 

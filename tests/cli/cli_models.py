@@ -1,16 +1,11 @@
-"""Tiny models, a recipe over them, and running the command in the same process."""
+"""Tiny models, and a recipe over them."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from click.testing import CliRunner, Result
 from safetensors.numpy import save_file
-
-from mergeflow.cli.main import cli
 
 RECIPE = """\
 mergeflow: 1
@@ -37,16 +32,3 @@ def folder_with_recipe(folder: Path, text: str = RECIPE) -> Path:
         write_model(folder / f"{name}.safetensors", seed)
     (folder / "recipe.yaml").write_text(text, encoding="utf-8")
     return folder
-
-
-def run(*arguments: object, exit_code: int = 0) -> Result:
-    result = CliRunner().invoke(cli, [str(a) for a in arguments])
-    assert result.exit_code == exit_code, result.output
-    return result
-
-
-def run_json(*arguments: object, exit_code: int = 0) -> dict[str, Any]:
-    """The one JSON object on stdout."""
-    document = json.loads(run(*arguments, "--json", exit_code=exit_code).stdout)
-    assert isinstance(document, dict)
-    return document

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from cli_models import RECIPE, run, run_json, write_model
+from cli_models import RECIPE, write_model
 from safetensors.numpy import load_file
+from support.commands import run, run_json
 
 LEWD, HALF = Path("out/lewd.safetensors"), Path("out/half.safetensors")
 
@@ -112,9 +115,21 @@ def test_locked_builds_only_what_the_lock_says(folder: Path) -> None:
     assert "source b is" in run("build", "--locked", exit_code=6).stderr
 
 
-@pytest.mark.parametrize("arguments", [("-j", "1"), ("--device", "auto"), ("--device", "cpu"), ("--memory", "1GiB")])
-def test_machine_options(folder: Path, arguments: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "kept_to"),
+    [
+        (("-j", "1"), lambda placement: placement["workers"] == 1),
+        (("--device", "cpu"), lambda placement: placement["device"] == "cpu"),
+        (("--memory", "1GiB"), lambda placement: placement["peak"] <= 1 << 30),
+    ],
+    ids=["jobs", "device", "memory"],
+)
+def test_machine_options(folder: Path, arguments: tuple[str, str], kept_to: Callable[[dict[str, Any]], bool]) -> None:
+    assert all(kept_to(output["placement"]) for output in run_json("plan", *arguments)["outputs"])
     run("build", *arguments)
+    built = [path.read_bytes() for path in sorted(Path("out").iterdir())]
+    run("build", "--force")
+    assert built == [path.read_bytes() for path in sorted(Path("out").iterdir())]
 
 
 def test_too_little_memory_is_exit_7_with_what_would_do(folder: Path) -> None:

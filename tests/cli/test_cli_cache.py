@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_models import run, run_json
 from safetensors.numpy import load_file
+from support.commands import run, run_json
 from support.stored import key, put, tensors
 
 from mergeflow.store.local import LocalStore
@@ -40,7 +40,7 @@ def test_nothing_is_there_and_nothing_is_made(folder: Path) -> None:
     assert not (folder / "cache").exists()
 
 
-def test_info_counts(folder: Path, ids: list[str]) -> None:
+def test_info_counts(folder: Path, ids: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     store = LocalStore(folder / "cache", pytest.fail)
     store.count(hits=30, misses=10, bytes_saved=1_500_000_000)
     store.close()
@@ -55,6 +55,10 @@ def test_info_counts(folder: Path, ids: list[str]) -> None:
     assert data["kept"]["tensors"] == 6
     assert data["kept"]["bytes"] == sum(p.stat().st_size for p in (folder / "cache").glob("objects/??/*"))
     assert data["pinned"]["objects"] == 1
+    assert 0 < data["limit"] <= 50_000_000_000
+    monkeypatch.setenv("MERGEFLOW_CACHE_SIZE", "12MB")
+    assert "12.0 MB after a build" in run("cache", "info").stdout
+    assert run_json("cache", "info")["limit"] == 12_000_000
     assert data["statistics"] == {"hits": 30, "misses": 10, "bytes_saved": 1_500_000_000}
 
 

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_models import RECIPE, run
+from cli_models import RECIPE
+from support.commands import run
 
 
 def offered(words: str, cwd: Path) -> list[str]:

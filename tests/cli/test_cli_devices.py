@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from cli_models import run, run_json
+from support.commands import run, run_json
 
 from mergeflow.build import speeds
 from mergeflow.plan.outlook import Accelerator
@@ -35,3 +35,11 @@ def test_accelerators_with_what_a_build_may_use(monkeypatch: pytest.MonkeyPatch)
 def test_names_and_amounts_are_checked() -> None:
     assert "did you mean cuda" in run("devices", "--device", "cdua", exit_code=2).stderr
     assert "is not an amount of memory" in run("devices", "--vram", "much", exit_code=2).stderr
+
+
+def test_the_disk_of_the_folder_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speeds, "_WRITTEN", 4 << 20)
+    before = run_json("devices", "--device", "cpu")["cpu"]["writes"]
+    after = run_json("devices", "--device", "cpu", "--measure")["cpu"]["writes"]
+    assert before == speeds.Speeds().write != after
+    assert "the disk of this folder writes" in run("devices", "--device", "cpu").stdout

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from cli_models import run, run_json
 from support import tiny_models
 from support.checkpoints import numbers, read, related, weights, write
+from support.commands import lines, run, run_json
 
 from mergeflow.methods import combined, kernels, sparse
 
@@ -218,10 +218,6 @@ def edit_version(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (sparse, combined):
         for attribute in [key for key, value in vars(module).items() if value is found]:
             monkeypatch.setattr(module, attribute, newer)
-
-
-def lines(text: str) -> list[str]:
-    return [" ".join(line.split()) for line in text.splitlines()]
 
 
 def edited(folder: Path, old: str, new: str) -> Callable[..., list[str]]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from cli_models import run, run_json
+from support.commands import run, run_json
 
 from mergeflow.cli import build, failure
 from mergeflow.cli.main import SUMMARIES

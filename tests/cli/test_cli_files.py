@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
-from cli_models import run, run_json, write_model
+from cli_models import write_model
 from safetensors.numpy import load_file, save_file
+from support.commands import run, run_json
 
 from mergeflow.recipe import loads
 

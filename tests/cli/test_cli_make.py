@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_models import run, write_model
+from cli_models import write_model
+from support.commands import run
 
 from mergeflow.build import depfile
 from mergeflow.errors import RecipeError

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from blake3 import blake3
-from cli_models import folder_with_recipe, run, run_json
+from cli_models import folder_with_recipe
 from support import tiny_models
+from support.commands import lines, run, run_json
 
-
-def lines(text: str) -> list[str]:
-    return [" ".join(line.split()) for line in text.splitlines()]
+from mergeflow.plan.outlook import Accelerator
+from mergeflow.plan.place import PLAIN
+from mergeflow.tensors import human_bytes
 
 
 def test_plan_shows_forms_counts_bytes_and_placement(folder: Path) -> None:
@@ -21,7 +23,7 @@ def test_plan_shows_forms_counts_bytes_and_placement(folder: Path) -> None:
     assert "build out/lewd.safetensors: it is not there" in shown
     assert "= 0.5·a + 0.5·half" in shown
     assert "4 tensors as in a: 3 computed, 1 copied" in shown
-    assert any(line.startswith("on cpu: 1 worker, tiles of 128 Ki elements, at most ") for line in shown)
+    assert any(line.startswith("on cpu, tile: 1 worker, tiles of 128 Ki elements, at most ") for line in shown)
     assert not Path("out").exists()
 
 
@@ -76,6 +78,59 @@ def test_plan_json(folder: Path) -> None:
     assert output["placement"]["device"] == "cpu"
     run("build")
     assert [o["build"] for o in run_json("plan")["outputs"]] == [False, False]
+
+
+WHERE = {"device": str, "strategy": str, "tile": int, "peak": int, "vram": int, "seconds": float, "bound": str}
+
+
+def test_every_kernel_says_where_it_runs_and_in_how_much_memory(folder: Path) -> None:
+    """Programs of one pass: sums, a kernel that measures first, copies; and one over whole tensors, whose result is
+    put into the store and read from there."""
+    text = (folder / "recipe.yaml").read_text(encoding="utf-8").split("outputs:")[0]
+    outputs = "{ sum.safetensors: a + (b - c) * 0.3, slerp.safetensors: 'slerp(a, b, 0.3)', "
+    outputs += "order.safetensors: 'top_k_tensor_sum(a, b, 0.5)' }"
+    (folder / "recipe.yaml").write_text(f"{text}outputs: {outputs}\n", encoding="utf-8")
+    found = run_json("plan", "--memory", "2GB", "-j", "2")
+    (made,), (stored,) = found["passes"], found["store"]["makes"]
+    shown = lines(run("plan", "--memory", "2GB", "-j", "2").stdout)
+    kernels = made["placement"]["kernels"]
+    assert {k["kernel"]: k["strategy"] for k in kernels} == {
+        "sum of 3 float16 to float16": "tile",
+        "float32 to float16": "tile",
+        "slerp": "two-phase",
+        "copy": "tile",
+    }
+    (order,) = stored["placement"]["kernels"]
+    assert (order["kernel"], order["strategy"]) == ("top_k_tensor_sum", "tensor")
+    for where in (made["placement"], stored["placement"]):
+        for one in (where, *where["kernels"]):
+            assert {name: type(one[name]) for name in WHERE} == WHERE
+            assert (one["device"], one["vram"]) == ("cpu", 0)
+            assert one["seconds"] > 0
+            assert one["bound"].split()[0] in ("reading", "writing", "computing")
+            assert PLAIN < one["peak"] <= where["peak"] <= 2 * 10**9
+        for k in where["kernels"] if where is made["placement"] else ():
+            how = f"cpu, {k['strategy']}, tiles of {k['tile'] // 1024:,} Ki, {human_bytes(k['peak'])} of memory, "
+            lines_of = [line for line in shown if line.startswith(f"- {k['kernel']} (") and how in line]
+            assert [line for line in lines_of if line.endswith(f", bound by {k['bound']}")]
+    assert any(line.startswith("on cpu, tensor: 2 workers, ") for line in shown)  # of one alone there is one line
+    assert kernels[-1]["peak"] == min(k["peak"] for k in kernels)
+
+
+def test_every_kernel_on_a_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Accelerator("cuda", ("A", "A"), (8 * 10**9,) * 2, (8 * 10**9,) * 2, host=10**8, context=10**8)
+    monkeypatch.setattr("mergeflow.build.speeds.look", lambda device: (card,))
+    asked = ("plan", "lewd.safetensors", "--device", "cuda", "--memory", "2GB", "-j", "2")
+    (made,) = run_json(*asked)["passes"]
+    where, (kernel, copy) = made["placement"], made["placement"]["kernels"]
+    assert (where["device"], where["strategy"], where["devices"]) == ("cuda", "streamed", 2)
+    assert (kernel["device"], kernel["strategy"], kernel["tile"]) == ("cuda", "streamed", where["tile"])
+    assert 10**8 < kernel["vram"] <= where["vram"] <= 8 * 10**9
+    assert PLAIN + 10**8 < kernel["peak"] <= where["peak"] <= 2 * 10**9
+    assert (copy["device"], copy["strategy"], copy["vram"]) == ("cpu", "tile", 0)
+    shown = lines(run(*asked).stdout)
+    assert any(line.startswith("on cuda (2 of them), streamed: 2 workers, tiles of ") for line in shown)
+    assert any(f" and {human_bytes(kernel['vram'])} of each device's, " in line for line in shown)
 
 
 def test_explain_says_what_changed(folder: Path) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_models import run, run_json
 from support.checkpoints import related, weights, write
+from support.commands import run, run_json
 
 from mergeflow.build.storing import SIZE_VARIABLE, Shelf
 from mergeflow.plan.cost import Rates

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cli_models import folder_with_recipe, run, run_json
+from cli_models import folder_with_recipe
+from support.commands import lines, run, run_json
 
 RECIPE = """\
 mergeflow: 1
@@ -27,10 +28,6 @@ outputs:
 @pytest.fixture
 def swept(folder: Path) -> Path:
     return folder_with_recipe(folder, RECIPE)
-
-
-def lines(text: str) -> list[str]:
-    return [" ".join(line.split()) for line in text.splitlines()]
 
 
 def test_the_plan_shows_values_and_a_few_forms(swept: Path) -> None:

@@ -185,29 +185,22 @@ def test_one_file_becomes_shards_and_back(sd15: Path, tmp_path: Path) -> None:
 def test_memory_stays_bounded(tmp_path: Path) -> None:
     """A .ckpt and shards of 400 MB, one tensor of 300 MB, made in less memory than that; torch alone takes 150 MB."""
     code = """
-import sys, threading, time
+import sys
 from pathlib import Path
-import numpy as np, psutil
+import numpy as np
 from safetensors.numpy import save_file
 from support.builds import build
+from support.memory import watched
 folder = Path(sys.argv[1])
 values = {"w": np.ones((150, 1 << 20), np.float16), "v": np.ones((50, 1 << 20), np.float16)}
 save_file(values, folder / "a.safetensors")
 del values
-peak, done = [0], threading.Event()
-def watch():
-    while not done.wait(0.005):
-        peak.append(psutil.Process().memory_full_info().uss)
-before = psutil.Process().memory_full_info().uss
-thread = threading.Thread(target=watch)
-thread.start()
 text = (
     "mergeflow: 1\\nsources: { a: a.safetensors }\\nparams: { m: 0.3 }\\noutputs:\\n"
     "  x.ckpt: a*m + a*0.7\\n  y.safetensors: { from: a, dtype: bfloat16, shard_size: 100MB }\\n"
 )
-build(folder, text, jobs=2, memory=400 << 20)
-done.set()
-thread.join()
-print(max(peak) - before >> 20)
+with watched() as peak:
+    build(folder, text, jobs=2, memory=400 << 20)
+print(peak.most - peak.before >> 20)
 """
     assert int(python(code, tmp_path).stdout) < 350

@@ -174,7 +174,7 @@ def test_a_missing_part_is_made_again(place: tuple[Path, str]) -> None:
 def test_there_is_no_room_for_all_of_the_files(place: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, name = place
     old = listing(folder)
-    monkeypatch.setattr(files, "_free_space", lambda folder: 1_500_000)
+    monkeypatch.setattr("mergeflow.formats.parts._free_space", lambda folder: 1_500_000)
     with pytest.raises(ResourceError, match=r"needs 2\.4 MB, the disk has 1\.5 MB free"):
         build(folder, text(name, NEW))
     assert listing(folder) == old

@@ -11,13 +11,14 @@ import random
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from mergeflow.executor.device import Bytes, DeviceFull, DeviceLost, allocate
-from mergeflow.executor.streamed import Driver
+from mergeflow.executor.driver import Driver
 from mergeflow.executor.torchsums import Sums
 from mergeflow.plan.program import Program
 
@@ -36,6 +37,8 @@ class Stream:
 class FakeDriver(Driver):
     """`memory_bytes` of its own; after `dies_after` tasks it does not answer any more; `wrong` adds up wrongly."""
 
+    device, kernels = torch.device("cpu"), True
+
     def __init__(
         self, memory_bytes: int = 1 << 30, *, seed: int = 0, dies_after: int | None = None, wrong: bool = False,
         name: str = "a fake device",
@@ -49,6 +52,9 @@ class FakeDriver(Driver):
         self._sums = Sums(torch.device("cpu"))
         self._left, self._wrong = dies_after, wrong
         self.tiles: list[int] = []  # elements of each computed tile
+
+    def here(self, stream: Stream) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def runs(self, program: Program) -> bool:
         return True

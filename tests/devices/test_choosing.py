@@ -7,13 +7,25 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.footprints import SIZES
 
 from mergeflow.digest import CHUNK
 from mergeflow.errors import ResourceError
-from mergeflow.plan.accelerated import CONTEXT, SHARE, SMALLEST_TILE, place_on, usable
+from mergeflow.plan.accelerated import SHARE, SMALLEST_TILE, peaks_on, place_on, usable
 from mergeflow.plan.devices import DeviceChoice, choose
 from mergeflow.plan.outlook import Accelerator, Load, Machine, Speeds, against, on_accelerator, on_cpu
-from mergeflow.plan.place import RESIDENT, STREAMED, TENSOR, TILES, TWO_PHASE, Budget, Footprint, Placement, place
+from mergeflow.plan.place import (
+    RESIDENT,
+    STREAMED,
+    TENSOR,
+    TILES,
+    TWO_PHASE,
+    Budget,
+    Footprint,
+    Placement,
+    peak_of,
+    place,
+)
 from mergeflow.plan.whole import Largest
 
 GB = 10**9
@@ -25,22 +37,18 @@ LOAD = Load(read=6 * GB, written=2 * GB, up=6 * GB, down=2 * GB, terms=3 * GB)
 
 needs = st.builds(
     Footprint,
-    inputs=st.integers(0, 400),
-    output=st.sampled_from([1, 2, 4, 8]),
-    smallest_output=st.sampled_from([1, 2, 4, 8]),
-    registers=st.integers(0, 200),
-    largest_wide=st.integers(0, 1 << 28),
-    bytes_written=st.integers(0, 1 << 36),
+    **SIZES,
     jobs=st.integers(0, 1 << 28),
     keepable=st.integers(0, 1 << 34),
     whole=st.builds(Largest, st.integers(0, 1 << 32)),
     measured=st.booleans(),
     outputs=st.integers(1, 20),
+    there=st.integers(0, 1 << 34),
 )
 accelerators = st.lists(st.integers(0, 1 << 38), min_size=1, max_size=8).map(
     lambda free: replace(CARD, models=("A",) * len(free), free=tuple(free), total=tuple(free))
 )
-loads = st.builds(Load, *[st.integers(0, 1 << 40)] * 5, st.floats(0, 1e15))
+loads = st.builds(Load, *[st.integers(0, 1 << 40)] * 5, st.floats(1e15, 2e15), st.floats(0, 1e15))  # some can be moved
 memories = st.one_of(st.integers(0, 1 << 32), st.integers(0, 1 << 38))
 vrams = st.one_of(st.none(), st.integers(1, 1 << 38))
 
@@ -50,12 +58,14 @@ def within(found: Placement, budget: Budget, there: Accelerator) -> bool:
 
 
 @settings(max_examples=200)
-@given(needs, accelerators, memories, vrams, st.integers(1, 128), st.one_of(st.none(), st.integers(1, 64)))
+@given(
+    needs, accelerators, memories, vrams, st.integers(1, 128), st.one_of(st.none(), st.integers(1, 64)), st.booleans()
+)
 def test_no_placement_on_an_accelerator_exceeds_its_budgets(
-    need: Footprint, there: Accelerator, memory: int, vram: int | None, cores: int, workers: int | None
+    need: Footprint, there: Accelerator, memory: int, vram: int | None, cores: int, workers: int | None, kernels: bool
 ) -> None:
     budget = Budget(memory, cores, vram)
-    found = place_on(there, need, budget, workers=workers)
+    found = place_on(there, need, budget, workers=workers, kernels=kernels)
     if isinstance(found, str):
         assert "cuda" in found
         return
@@ -64,11 +74,14 @@ def test_no_placement_on_an_accelerator_exceeds_its_budgets(
     assert found.workers <= (workers or cores)
     assert found.unit % CHUNK == 0
     assert found.tile >= SMALLEST_TILE
-    assert found.vram > CONTEXT
+    assert found.vram > there.context + kernels * need.there
+    assert found.kernels == kernels
     assert found.strategy == STREAMED or (found.strategy == RESIDENT and need.outputs > 1)
     assert need.whole.nbytes <= found.whole
     if vram is None:
         assert found.vram <= min(there.free) * SHARE
+    peak, on_each = peaks_on(need, found, there)  # of a part that is all of it
+    assert (peak <= found.peak, on_each) == (True, found.vram)
 
 
 @settings(max_examples=200)
@@ -80,6 +93,8 @@ def test_no_placement_on_the_cpu_exceeds_its_budget(need: Footprint, memory: int
         return
     assert found.peak <= memory
     assert found.vram == 0
+    assert peak_of(need, found) == found.peak
+    assert peak_of(replace(need, jobs=0, whole=Largest(), keepable=0), found) <= found.peak
     assert found.strategy == (TENSOR if need.whole.nbytes else TWO_PHASE if need.measured else TILES)
 
 
@@ -97,6 +112,7 @@ def test_what_is_chosen_keeps_to_the_budgets_and_takes_least(
     assert found.outlook is not None
     if device != "auto":
         return
+    assert not found.kernels  # nobody has seen them on a card
     cpu = on_cpu(todo, SPEEDS, place(need, budget).workers)
     assert found.outlook.seconds <= cpu.seconds
     on = place_on(there, need, budget)
@@ -139,7 +155,7 @@ def test_what_is_asked_for_is_taken_whatever_it_costs() -> None:
     assert told(chosen("cuda"))[0] == "cuda"
     assert told(chosen("cpu")) == ("cpu", "reading 6.0 GB", "")
     nothing = Load(read=GB, written=GB)
-    assert told(chosen("cuda", todo=nothing)) == ("cpu", "writing 1.0 GB", "cuda computes sums, and there are none")
+    assert told(chosen("cuda", todo=nothing)) == ("cpu", "writing 1.0 GB", "there is nothing here that cuda computes")
 
 
 def test_several_outputs_keep_their_inputs_on_the_card_where_they_fit() -> None:

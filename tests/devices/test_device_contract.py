@@ -20,8 +20,8 @@ from mergeflow.digest import CHUNK
 from mergeflow.errors import RecipeError
 from mergeflow.executor import _sums
 from mergeflow.executor.cpu import CpuDevice
-from mergeflow.executor.device import Device, Room, Worker
-from mergeflow.executor.devices import KERNELS_VARIABLE, NAMES, find, on_host
+from mergeflow.executor.device import KERNELS_VARIABLE, Device, Room, Worker
+from mergeflow.executor.devices import NAMES, find, on_host
 from mergeflow.executor.parity import ELEMENTS, disagreement, programs, values
 from mergeflow.executor.streamed import StreamedDevice
 from mergeflow.executor.wide import run_wide

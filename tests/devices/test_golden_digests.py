@@ -18,7 +18,7 @@ from test_device_contract import EXACT, made
 
 from mergeflow.digest import CHUNK
 from mergeflow.executor import _sums, devices
-from mergeflow.executor.devices import KERNELS_VARIABLE
+from mergeflow.executor.device import KERNELS_VARIABLE
 from mergeflow.executor.parity import ROOM, computed, programs
 from mergeflow.plan.place import RESIDENT, STREAMED, Placement
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.builds import HEAD, build, project, python
 
-from bench import check, layout, workloads
+from bench import check, layout, limited, workloads
 from mergeflow.digest import hash_bytes
 from mergeflow.formats.files import fingerprint
 from mergeflow.sources.memo import Known, Memo
@@ -19,7 +19,7 @@ from mergeflow.sources.memo import Known, Memo
 LIMIT = 1_500_000_000
 RECIPE = (
     HEAD
-    + """sources: { a: sd15-A.safetensors, b: sd15-B.safetensors, c: sd15-C.safetensors }
+    + """sources: { a: sdxl-A.safetensors, b: sdxl-B.safetensors, c: sdxl-C.safetensors }
 outputs:
   linear.safetensors: a + (b - c) * 0.3
   ties.safetensors: ties(c, [a, b], density=0.2)
@@ -39,7 +39,7 @@ for built in build(Path(sys.argv[1]), sys.argv[2]).outputs:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("limited")
     for letter in "ABC":
-        layout.write(folder / f"sd15-{letter}.safetensors", layout.sd15_layout(shrink=8), layout.Model(letter))
+        layout.write(folder / f"sdxl-{letter}.safetensors", layout.sdxl_layout(shrink=32), layout.Model(letter))
     return folder
 
 
@@ -47,10 +47,32 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.skipif(sys.platform != "linux", reason="an address space is limited with setrlimit")
 def test_linear_and_ties_with_a_limited_address_space(models: Path) -> None:
     time.sleep(0.03)
-    limited = python(LIMITED, models, RECIPE, LIMIT).stdout.split()
-    inputs = [models / file for file in workloads.DIFFERENCE.files().values()]
+    digests = python(LIMITED, models, RECIPE, LIMIT).stdout.split()
+    a, b, c = inputs = [models / file for file in workloads.DIFFERENCE.files("sdxl").values()]
     assert check.check(workloads.DIFFERENCE, inputs, models / "linear.safetensors") == 0  # all correctly rounded
-    assert limited == [built.digest for built in build(models, RECIPE, force=True).outputs]
+    names = limited.sample(layout.sdxl_layout(shrink=32))
+    assert check.check_ties(c, [a, b], 0.2, models / "ties.safetensors", names) < 1
+    assert digests == [built.digest for built in build(models, RECIPE, force=True).outputs]
+
+
+OPENED = """
+import resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]), int(sys.argv[2])))
+from mergeflow.formats.header import check_with_library
+check_with_library(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="an address space is limited with setrlimit")
+def test_a_file_that_is_larger_than_the_address_space(tmp_path: Path) -> None:
+    """The safetensors library maps files; what cannot be mapped is read all the same."""
+    entry = {"w": {"dtype": "F16", "shape": [LIMIT], "data_offsets": [0, 2 * LIMIT]}}
+    head = json.dumps(entry).encode()
+    with (tmp_path / "large.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(head)) + head)
+        file.truncate(8 + len(head) + 2 * LIMIT)
+    python(OPENED, tmp_path / "large.safetensors", LIMIT)
 
 
 # -- 140 GB ------------------------------------------------------------------------------------------------------------
@@ -68,22 +90,13 @@ outputs:
 """
 )
 PART = """
-import sys, threading, time
+import sys
 from pathlib import Path
-import psutil
 from support.builds import project
-peak, done = [0], threading.Event()
-def watch():
-    while not done.is_set():
-        peak.append(psutil.Process().memory_full_info().uss)
-        time.sleep(0.005)
-thread = threading.Thread(target=watch)
-thread.start()
-with project(Path(sys.argv[1]), sys.argv[2], memory=250_000_000, jobs=2) as p:
+from support.memory import watched
+with watched() as peak, project(Path(sys.argv[1]), sys.argv[2], memory=250_000_000, jobs=2) as p:
     result = p.build(["part.safetensors"])
-done.set()
-thread.join()
-print(max(peak), result.outputs[0].nbytes)
+print(peak.most, result.outputs[0].nbytes)
 """
 
 

@@ -220,23 +220,45 @@ def test_small_sources_do_not_tell_of_a_disk(tmp_path: Path) -> None:
 def test_what_was_measured_of_an_accelerator_is_taken(tmp_path: Path) -> None:
     card = Accelerator("cuda", ("NVIDIA H100",), (1,), (1,))
     known = speeds.remembered(tmp_path)
-    rates = {"up": 50e9, "down": 40e9, "term": 0.005, "start": 2.5}
+    rates = {"up": 50e9, "down": 40e9, "term": 0.005, "start": 2.5, "host": 7, "context": 9}
     known["accelerators"][speeds.identity(card)] = rates
     speeds.remember(tmp_path, known)
     found = speeds.with_measured(card, speeds.remembered(tmp_path))
     assert (found.up, found.down, found.term, found.start, found.measured) == (50e9, 40e9, 0.005, 2.5, True)
+    assert (found.host, found.context) == (7, 9)
     other = Accelerator("cuda", ("NVIDIA T4",), (1,), (1,))
     assert speeds.with_measured(other, speeds.remembered(tmp_path)) == other
 
 
-def test_an_accelerator_is_measured_by_its_driver() -> None:
+def test_an_accelerator_is_measured_by_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies, sums, and what being awake takes of both memories: half a gigabyte of the card's here."""
     from fake_device import FakeDriver
 
-    from mergeflow.executor.trial import rates_of
+    from mergeflow.executor import torchdevice
 
-    found = rates_of(FakeDriver(), 1.5)
-    assert found.start == 1.5
-    assert min(found.up, found.down, found.term) > 0
+    monkeypatch.setattr(torchdevice, "drivers", lambda name: [FakeDriver()])
+    monkeypatch.setattr(torchdevice, "seen", lambda name: (("T4",), (15 * GB - GB // 2,), (16 * GB,)))
+    card = Accelerator("cuda", ("T4",), (15 * GB,), (16 * GB,))
+    found = speeds.measure_accelerator(tmp_path, card)
+    assert found.measured
+    assert min(found.up, found.down, found.term, found.start) > 0
+    assert GB // 2 <= found.context <= GB
+    assert 0 < found.host < GB
+    assert speeds.with_measured(card, speeds.remembered(tmp_path)) == found
+
+
+def test_how_fast_a_disk_writes_is_measured_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speeds, "_WRITTEN", 8 << 20)
+    memo, out = tmp_path / "memo", tmp_path / "not" / "there"
+    assert speeds.machine(memo, "cpu", [], out).speeds.write == speeds.Speeds().write
+    rate = speeds.measure_writing(memo, tmp_path)
+    assert rate > 0
+    assert speeds.machine(memo, "cpu", [], out).speeds.write == rate
+    assert speeds.machine(memo, "cpu", []).speeds.write == speeds.Speeds().write
+    assert [path.name for path in tmp_path.iterdir()] == ["memo"]
+    with pytest.raises(ResourceError, match="how fast its disk writes cannot be measured") as caught:
+        speeds.measure_writing(memo, out)
+    assert "8.4 MB can be written to" in caught.value.hint
 
 
 def test_a_build_with_nothing_to_do_measures_nothing(tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ def test_a_page_has_the_formula_the_parameters_the_tier_and_a_source(name: str) 
     page = CliRunner().invoke(cli, ["methods", name]).stdout
     assert page.startswith(f"{method.signature}\n\n{method.formula}\n")
     assert f"reproducible: {method.tier}" in page
+    whole = any(kernel.access == "tensor" for kernel in method.kernels)
+    assert f"\nmemory: {'whole tensors' if whole else 'a few tiles'}" in page
     assert all(re.search(rf"^ *{p.name}  ", page, re.MULTILINE) for p in method.parameters)
     words = r"arXiv:\d{4}\.\d{5}|\b1[89]\d\d\b|\b20\d\d\b|no paper|supermerger|sd-mecha|mergekit|meh\b|`\w+`"
     assert name in NO_SOURCE or re.search(words, method.doc), "where the formula comes from"

@@ -141,6 +141,23 @@ def test_nested_ancestry(models: Webui) -> None:
     assert "policy: a1111" in text
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_inpainting_conversion(models: Webui, half: bool) -> None:
+    """A wide model, to which the difference of two others is added, and a run more on top of that."""
+    first = "model.diffusion_model.input_blocks.0.0.weight"
+    for i, (name, channels) in enumerate((("inpaint", 9), ("tuned", 4), ("plain", 4))):
+        random = torch.Generator().manual_seed(40 + i)
+        wide = {first: torch.randn(8, channels, 3, 3, generator=random).half() * 0.1}
+        models.model(f"{name}.safetensors", {**state(30 + i), **wide})
+    parts = ["inpaint.safetensors", "tuned.safetensors", "plain.safetensors"]
+    models.merge("both.safetensors", "Add difference", parts, 1.0, half=half, is_inpainting=True)
+    models.merge("more.safetensors", "Weighted sum", ["both.safetensors", "tuned.safetensors"], 0.3, is_inpainting=True)
+    wanted = load_file("more.safetensors")
+    assert wanted[first].shape[1] == 9
+    (models.folder / "both.safetensors").unlink()
+    assert_same(rebuilt("more.safetensors"), wanted)
+
+
 def test_a_model_that_was_not_hashed_is_the_one_that_is_left(models: Webui) -> None:
     models.merge("mix.safetensors", "No interpolation", ["a.safetensors"], hashed=False)
     with pytest.raises(RecipeError, match="names no model"):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from safetensors.torch import load_file
 from support.tiny_models import SD1_BLOCKS, write_model
 
 import mergeflow
 from mergeflow.build.settings import Settings
-from mergeflow.errors import RecipeError
+from mergeflow.errors import IntegrityError, MissingInput, RecipeError
 from mergeflow.exchange.read import read
 from mergeflow.recipe import loads
 
@@ -40,6 +41,11 @@ RECIPES = {
     "stock": "model_stock(a, b, c)",
     "median": "median(a, b, c)",
     "perpendicular": "add_perpendicular(a, b, c, 0.7)",
+    "theirs": "a + mergekit_elect([mergekit_trim(s, 0.3, gamma=0.05) @ 0.3, b - a], dtype=float16, scale=0.7)",
+    "theirs-linear": "mergekit_linear([a @ 0.3, b], dtype=float16, normalize=false)",
+    "theirs-mean": "a + mergekit_mean([s @ 0.3, mergekit_trim(b - a, 0.5)], dtype=float16)",
+    "theirs-ram": "a + mergekit_ram_plus([s, c - a], dtype=float16, epsilon=0.5)",
+    "theirs-nearswap": "mergekit_nearswap(a, b, k, dtype=float16)",
 }
 TEXT = """mergeflow: 1
 sources: { a: a.safetensors, b: b.safetensors, c: c.safetensors, few: few.safetensors }
@@ -48,6 +54,7 @@ params:
   d: { default: 0.3, "*attn*": 0.6 }
 steps:
   r: { expr: a*0.25 + b*0.75, round: float16 }
+  s: { expr: c - a, round: float16 }
 outputs:
 """
 NAMES = ("strange.name", "x.attn.0", "x.attn.1", "mlp", "深い層/重み")
@@ -73,19 +80,6 @@ def metadata(path: Path) -> dict[str, str]:
         return dict(file.metadata())
 
 
-def link_by_digest(folder: Path, text: str) -> None:
-    """Puts each model where the imported recipe has its placeholder."""
-    from mergeflow.sources.identify import identify
-    from mergeflow.sources.memo import Memo
-
-    memo = Memo(folder / "memo", lambda message: None)
-    for path in sorted(folder.glob("[a-f]*.safetensors")):
-        short = identify(path, memo, lambda event: None).model.removeprefix("b3:")[:10]
-        if f"{short}.safetensors" in text and not (folder / f"{short}.safetensors").exists():
-            os.link(path, folder / f"{short}.safetensors")
-    memo.close()
-
-
 @pytest.mark.parametrize(
     ("name", "suffix"),
     [*((name, "safetensors") for name in RECIPES), ("sum", "ckpt"), ("ties", "ckpt"), ("like", "ckpt")],
@@ -94,7 +88,6 @@ def test_lossless(folder: Path, name: str, suffix: str) -> None:
     build(folder, f"{TEXT}  mix.{suffix}: {RECIPES[name]}\noptions: {{ seed: 5 }}\n", "first")
     made = folder / "first" / f"mix.{suffix}"
     found = read(made)
-    link_by_digest(folder, found.text)
     build(folder, found.text, "second")
     again = folder / "second" / f"mix.{suffix}"
     if suffix == "safetensors":
@@ -110,9 +103,45 @@ def test_the_policy_of_a1111(folder: Path) -> None:
     text = f"mergeflow: 1\n{sources}\n{steps}\noutputs: {{ mix.safetensors: {{ from: 'weighted_sum(s, b, 0.45)', dtype: float16 }} }}\n"  # noqa: E501
     build(folder, text + "options: { policy: a1111 }\n", "first")
     found = read(folder / "first" / "mix.safetensors")
-    link_by_digest(folder, found.text)
     build(folder, found.text, "second")
     assert (folder / "second/mix.safetensors").read_bytes() == (folder / "first/mix.safetensors").read_bytes()
+
+
+def test_sources_are_found_by_their_models(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere, under other names, in another container: it is the tensors that count."""
+    build(folder, f"{TEXT}  mix.safetensors: {RECIPES['sum']}\n", "first")
+    found = read(folder / "first" / "mix.safetensors").text
+    models, empty = folder / "models" / "old", folder / "empty"
+    models.mkdir(parents=True)
+    empty.mkdir()
+    for name in "abc":
+        (folder / f"{name}.safetensors").rename(models / f"{name} (1).safetensors")
+    torch.save(load_file(models / "b (1).safetensors"), models / "renamed.ckpt")
+    (models / "b (1).safetensors").unlink()
+    monkeypatch.setenv("MERGEFLOW_MODELS", str(folder / "models"))
+    settings = Settings(output_root=folder / "second", memo=folder / "memo")
+    with mergeflow.Project(loads(found, folder=empty), settings) as project:
+        project.build()
+    assert (folder / "second/mix.safetensors").read_bytes() == (folder / "first/mix.safetensors").read_bytes()
+
+
+def test_a_source_that_is_nowhere_is_named_by_its_digest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(folder, f"{TEXT}  mix.safetensors: {RECIPES['sum']}\n", "first")
+    found = read(folder / "first" / "mix.safetensors").text
+    monkeypatch.setenv("MERGEFLOW_MODELS", str(folder / "nowhere"))
+    (folder / "b.safetensors").unlink()
+    with pytest.raises(
+        MissingInput, match=r"x_[0-9a-f]{10} is not here, and no file .* has the digest b3:[0-9a-f]{12}…"
+    ):
+        build(folder, found, "second")
+
+
+def test_a_file_with_another_model_is_refused(folder: Path) -> None:
+    """A path that is there is taken, and what it holds is compared."""
+    source = f"{{ path: a.safetensors, hash: 'b3:{'0' * 64}' }}"
+    text = f"mergeflow: 1\nsources: {{ a: {source} }}\noutputs: {{ mix.safetensors: a }}\n"
+    with pytest.raises(IntegrityError, match="its model's digest is b3:"):
+        build(folder, text, "first")
 
 
 def test_an_embedded_recipe_is_its_text(folder: Path) -> None:
@@ -127,13 +156,15 @@ def test_an_embedded_recipe_is_its_text(folder: Path) -> None:
         ("{}", "damaged"),
         ("[" * 100_000, "damaged"),
         ('{"schema":"mergeflow/graph/9"}', "does not read"),
-        ('{"schema":"mergeflow/graph/1","primary":"b3:00","forms":[],"form":3}', "damaged"),
-        ('{"schema":"mergeflow/graph/1","primary":"b3:00","forms":[{"terms":[["1","b3:00"]],"over":"0"}],"form":0}', "damaged"),  # noqa: E501
-        ('{"schema":"mergeflow/graph/2","primary":"b3:00","forms":[{"apply":"no_such","version":1,"to":[]},{"terms":[["1","apply 0"]],"over":"1"}],"form":1}', "no_such"),  # noqa: E501
+        ('{"schema":"mergeflow/graph/1","primary":"b3:DIGEST","forms":[],"form":3}', "damaged"),
+        ('{"schema":"mergeflow/graph/1","primary":"b3:DIGEST","forms":[{"terms":[["1","b3:DIGEST"]],"over":"0"}],"form":0}', "damaged"),  # noqa: E501
+        ('{"schema":"mergeflow/graph/2","primary":"b3:DIGEST","forms":[{"apply":"no_such","version":1,"to":[]},{"terms":[["1","apply 0"]],"over":"1"}],"form":1}', "no_such"),  # noqa: E501
     ],
 )  # fmt: skip
 def test_a_damaged_graph_is_an_error(tmp_path: Path, graph: str, why: str) -> None:
-    save_file({"a": np.zeros(2, np.float32)}, tmp_path / "mix.safetensors", {"mergeflow": graph})
+    save_file(
+        {"a": np.zeros(2, np.float32)}, tmp_path / "mix.safetensors", {"mergeflow": graph.replace("DIGEST", "0" * 64)}
+    )
     with pytest.raises(RecipeError, match=why):
         read(tmp_path / "mix.safetensors")
 
@@ -151,6 +182,5 @@ outputs: { mix.safetensors: "weighted_sum(a, b, k)" }
     found = read(tmp_path / "first/mix.safetensors")
     recipe = loads(found.text)
     assert "IN01" in {entry.selector for entry in recipe.params["k"].profile}
-    link_by_digest(tmp_path, found.text)
     build(tmp_path, found.text, "second")
     assert (tmp_path / "second/mix.safetensors").read_bytes() == (tmp_path / "first/mix.safetensors").read_bytes()

@@ -219,6 +219,18 @@ Steps:
     )
 
 
+def test_sources_without_paths() -> None:
+    digest = f"b3:{'5' * 64}"
+    recipe = loads(
+        f"mergeflow: 1\nsources: {{ a: hash:{digest}, b: b.ckpt }}\noutputs: {{ mix.safetensors: a*0.5 + b*0.5 }}\n"
+    )
+    assert f"- a: hash {digest}\n- b: b.ckpt\n" in write(recipe, "text").text
+    found = write(recipe, "mergekit")
+    assert found.losses == ("a: the file's path, which is not known: write it in the place of the hash",)
+    again = loads(mergekit.read(found.text, "mix.yml").text)
+    assert [source.hash for source in again.sources.values()] == [digest, None]
+
+
 def test_runs_of_a_recipe() -> None:
     """The chain of the wiki's recommended recipe, and what comes of a sum that no run is."""
     recipe = loads(

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from support.builds import HEAD, build, python, sha256
 from support.checkpoints import Model, Tensor, any_bits, numbers, related, weights, write
+from support.masks import named_mask
 
 from mergeflow.executor import _kernels, compiled, making, searches
-from mergeflow.executor.devices import KERNELS_VARIABLE
+from mergeflow.executor.device import KERNELS_VARIABLE
 from mergeflow.executor.masks import Mask
-from mergeflow.executor.packing import COUNT, DOTS, DROP, LENGTH, LOST, SUM, TALLY, TRIM, ZERO, Packed, pack
+from mergeflow.executor.packing import COUNT, DOTS, ELECT, LENGTH, LOST, SUM, TALLY, TRIM, ZERO, Packed, pack
+from mergeflow.methods import masks
 from mergeflow.methods.compiled import Drop
 from mergeflow.methods.kernels import GRID
 from mergeflow.methods.selection import SMALL
@@ -181,21 +183,30 @@ def test_without_the_extension_torch_does_it(
     assert made(tmp_path, models, "float32") == by_torch["f32"]
 
 
-@pytest.mark.parametrize("begin", [0, 1, 16, 77, 1 << 33])
-@pytest.mark.parametrize("n", [0, 1, 15, 1024, 5000])
+@pytest.mark.parametrize("begin", [0, 1, 16, 77, (1 << 36) + 5])
+@pytest.mark.parametrize("n", [0, 1, 15, 700])
 @pytest.mark.parametrize("density", [Fraction(1, 2), Fraction(1, 3), Fraction(1, 1 << 17), Fraction(65535, 65536)])
-def test_masks_are_numpys_philox(begin: int, n: int, density: Fraction) -> None:
-    key = bytes(range(3, 35))
-    found = np.empty(n, np.uint8)
-    Mask(Drop(key, density)).write(begin, found)
-    words = np.random.Philox(key=np.frombuffer(key[:16], "<u8"), counter=begin // 16).random_raw(4 * (n // 16 + 2))
-    bits = words.astype("<u8").view("<u2")[begin % 16 :][:n].astype(np.int64)
-    whole = int(density * 65536)
-    assert (found[bits < whole] == 1).all()
-    assert (found[bits > whole] == 0).all()
-    assert found.max(initial=0) <= 1
-    if whole == density * 65536:
-        assert (found[bits == whole] == 0).all()
+@pytest.mark.usefixtures("instructions")
+def test_masks_are_those_of_the_oracle(begin: int, n: int, density: Fraction) -> None:
+    name = bytes(range(3, 35))
+    found = np.full(n, 9, np.uint8)
+    Mask(Drop(name, density)).write(begin, found)
+    assert np.array_equal(found, named_mask(name, density, n, begin))
+
+
+@pytest.mark.parametrize("density", [Fraction(1, 7), Fraction(1, 1 << 14), Fraction(255, 256)])
+@pytest.mark.usefixtures("instructions")
+def test_masks_are_those_of_numpy(density: Fraction) -> None:
+    found = np.empty(100_003, np.uint8)
+    Mask(Drop(bytes(range(32)), density)).write(33, found)
+    assert np.array_equal(found, masks.mask(bytes(range(32)), density, 33, found.size))
+    assert abs(np.mean(found) - float(density)) < 6 * (float(density * (1 - density)) / found.size) ** 0.5
+
+
+def test_a_mask_that_makes_no_sense_is_refused() -> None:
+    for name, whole in ((bytes(23), 5), (bytes(32), 256), (bytes(32), -1)):
+        with pytest.raises(ValueError, match="a mask takes"):
+            _kernels.mask(name, whole, 0, 0, np.zeros(5, np.uint8))
 
 
 X, F32 = np.zeros(40, np.uint8), DType.F32
@@ -208,12 +219,13 @@ ONE = ((1.0, 0),)
      (Packed(SUM, F32, F32, ONE, out=0), [36], 10), (Packed(SUM, F32, F32, ONE, out=1), [40], 10),
      (Packed(SUM, F32, F32, (), out=0), [40], 10),
      (Packed(ZERO, F32, F32, ONE, out=0), [40], 10), (Packed(TRIM, F32, DType.F16, ONE, out=0), [40], 10),
-     (Packed(DROP, F32, F32, ONE, out=0), [40], 10), (Packed(COUNT, F32, F32, ONE), [40], 10),
+     (Packed(ELECT, F32, F32, ONE, out=0, mask=0), [40], 10), (Packed(SUM, F32, F32, ONE, out=0, mask=1), [40], 10),
+     (Packed(COUNT, F32, F32, ONE), [40], 10),
      (Packed(COUNT, F32, F32, ONE, out=0, low=2, high=1), [40], 10), (Packed(COUNT, F32, F32, ONE, out=0), [8], 10),
      (Packed(TALLY, F32, F32, ONE, out=0, high=7), [56], 10), (Packed(TALLY, F32, F32, ONE, out=0, flags=-1), [56], 10),
-     (Packed(DOTS, F32, F32, ONE, out=0, high=1), [8 * GRID], 10),
+     (Packed(DOTS, F32, F32, ONE, out=0, high=1), [72], 10),
      (Packed(LENGTH, DType.F64, F32, ONE, out=0), [8], 10),
-     (Packed(DOTS, DType.F64, F32, ONE, out=0, high=2), [16 * GRID], 10), (Packed(99, F32, F32, ONE, out=0), [40], 10)],
+     (Packed(DOTS, DType.F64, F32, ONE, out=0, high=2), [160], 10), (Packed(99, F32, F32, ONE, out=0), [40], 10)],
 )  # fmt: skip
 def test_a_program_that_does_not_fit_its_buffers_is_refused(op: Packed, outs: list[int], elements: int) -> None:
     buffers = tuple(np.zeros(n, np.uint8) for n in outs)

@@ -14,7 +14,7 @@ from support.builds import build, merged, recipe, write_models
 from support.checkpoints import Model, Tensor, any_bits, cast, numbers, read, related, weights
 from support.exact import BF16, E4M3, E5M2, F16, F32, F64, FORMATS, Format, accepts, doubles, halves_of_sum, linear
 
-from mergeflow.executor.devices import KERNELS_VARIABLE
+from mergeflow.executor.device import KERNELS_VARIABLE
 
 
 @pytest.fixture(params=["compiled", "torch"], autouse=True)

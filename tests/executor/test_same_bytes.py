@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from support.builds import HEAD, build, project, python, sha256
+from support.builds import HEAD, build, made_elsewhere, project, sha256
 from support.checkpoints import Model, Tensor, any_bits, metadata, numbers, read, read_header, related, weights, write
 from support.exact import FORMATS
 
 from mergeflow.digest import CHUNK
 from mergeflow.executor import _sums
-from mergeflow.executor.devices import KERNELS_VARIABLE
+from mergeflow.executor.device import KERNELS_VARIABLE
 from mergeflow.plan import place
 
 RECIPE = (
@@ -144,15 +144,6 @@ def test_names_and_order_of_everything(tmp_path: Path, models: Path, reference: 
     assert made(tmp_path, folder, text) == reference
 
 
-BUILD = """
-import sys
-from pathlib import Path
-from support.builds import build
-folder = Path(sys.argv[1])
-build(folder, sys.argv[2], jobs=2)
-"""
-
-
 @pytest.mark.parametrize(
     "environment",
     [
@@ -168,12 +159,7 @@ build(folder, sys.argv[2], jobs=2)
     ids=["portable", "default", "avx2"],
 )
 def test_environment(tmp_path: Path, models: Path, reference: dict[str, str], environment: dict[str, str]) -> None:
-    (tmp_path / "models").symlink_to(models)
-    if "NPY_DISABLE_CPU_FEATURES" in environment and "x86" not in os.uname().machine:
-        del environment["NPY_DISABLE_CPU_FEATURES"]
-    code = "import warnings; warnings.simplefilter('ignore', ImportWarning)\n" + BUILD
-    python(code, tmp_path, RECIPE, **environment)
-    assert {name: sha256(tmp_path / f"{name}.safetensors") for name in OUTPUTS} == reference
+    assert made_elsewhere(tmp_path, models, RECIPE, **environment) == reference
 
 
 def test_every_output_is_read_alike_by_the_safetensors_library(

@@ -21,7 +21,6 @@ from support.exact import F16, doubles, halves_of_sum
 from mergeflow.build.settings import BuildResult
 from mergeflow.digest import hash_bytes, printable
 from mergeflow.errors import ResourceError
-from mergeflow.formats import files
 
 LARGE, SMALL, ELEMENTS = 10, 30, 530_001
 EXPRESSION = "a + (b - c)*0.3"
@@ -492,7 +491,7 @@ def test_what_was_left_makes_room(folder: Path, right: Model, monkeypatch: pytes
     """Where there is no room beside it, it goes, and the output is made from nothing."""
     killed(folder)
     size = parts(folder)[0].stat().st_size
-    monkeypatch.setattr(files, "_free_space", lambda folder: 0 if parts(folder) else size)
+    monkeypatch.setattr("mergeflow.formats.parts._free_space", lambda folder: 0 if parts(folder) else size)
     result = build(folder, RECIPE)
     assert result.outputs[0].bytes_read == 3 * sum(len(t.data) for t in right.values())
     check(folder / "mix.safetensors", right)
@@ -501,7 +500,7 @@ def test_what_was_left_makes_room(folder: Path, right: Model, monkeypatch: pytes
 
 def test_no_room_at_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killed(folder)
-    monkeypatch.setattr(files, "_free_space", lambda folder: 0)
+    monkeypatch.setattr("mergeflow.formats.parts._free_space", lambda folder: 0)
     with pytest.raises(ResourceError, match="the disk has"):
         build(folder, RECIPE)
 

@@ -11,8 +11,9 @@ import pytest
 from support.builds import parts
 
 from mergeflow.errors import IntegrityError, MissingInput, ResourceError
-from mergeflow.formats import files
-from mergeflow.formats.files import PartFile, ReadFile, clear_dead_parts, fingerprint, write_text_file
+from mergeflow.formats import files, processes
+from mergeflow.formats.files import ReadFile, fingerprint
+from mergeflow.formats.parts import PartFile, clear_dead_parts, write_text_file
 from mergeflow.formats.workers import Queue, drain
 
 
@@ -131,8 +132,8 @@ def test_folders_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 def test_the_leftovers_of_the_dead_are_cleared_and_those_of_the_living_are_not(tmp_path: Path) -> None:
-    me, host, boot = os.getpid(), files._host(), files._boot()
-    started = files._started(me)
+    me, host, boot = os.getpid(), processes._host(), processes._boot()
+    started = processes._started(me)
     dead = [
         f".a.safetensors.{host}-{boot}-{me}-12345-0.part",  # our pid, but of an earlier process
         f".b.safetensors.{host}-{boot}-4194303-{started}-0.part",  # no such process

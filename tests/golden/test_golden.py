@@ -12,7 +12,9 @@ import pytest
 from support.tiny_models import DIGITS, settings, write_model, write_sources
 
 from mergeflow import Project
+from mergeflow.build.storing import Shelf
 from mergeflow.errors import MissingInput
+from mergeflow.plan.cost import Rates
 from mergeflow.plan.plans import OutputPlan, Plan
 from mergeflow.plan.program import COPY, ZERO
 from mergeflow.plan.text import form_text
@@ -21,6 +23,12 @@ from mergeflow.recipe import load
 HERE = Path(__file__).parent
 RECIPES = sorted((HERE.parents[1] / "recipes").glob("*.yaml"))
 UPDATE = "UPDATE_GOLDEN"
+
+
+@pytest.fixture(autouse=True)
+def a_usual_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is worth keeping depends on how fast the disk is, and that on what else the machine does."""
+    monkeypatch.setattr(Shelf, "_rates", lambda self: Rates())
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

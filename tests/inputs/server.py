@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 
@@ -37,12 +38,16 @@ class Request:
 
 
 class Server(ThreadingHTTPServer):
-    """`answers`: by path, one after the other, the last again and again. `requests`: what was asked."""
+    """`answers`: by path, one after the other, the last again and again. `requests`: what was asked. With a `tls`
+    context it speaks HTTPS."""
 
     daemon_threads = True
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self._scheme = "https" if tls else "http"
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket, server_side=True)
         self.answers: dict[str, list[Answer]] = {}
         self.requests: list[Request] = []
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -52,7 +57,7 @@ class Server(ThreadingHTTPServer):
         return  # clients that hang up are what is tested
 
     def url(self, path: str, host: str = "127.0.0.1") -> str:
-        return f"http://{host}:{self.server_port}{path}"
+        return f"{self._scheme}://{host}:{self.server_port}{path}"
 
     def __enter__(self) -> Self:
         return self
@@ -78,6 +83,26 @@ def hang_up(handler: Handler) -> None:
     handler.wfile.flush()
     handler.close_connection = True
     handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+def empty(status: int = 200, **headers: str) -> Answer:
+    return lambda handler: send(handler, b"", status=status, **headers)
+
+
+def rest(body: bytes, start: int, total: int, etag: str = '"one"') -> Answer:
+    """A part of a file of `total` bytes, of which it says that it begins at `start`."""
+    where = f"bytes {start}-{start + len(body) - 1}/{total}"
+    return lambda handler: send(handler, body, status=206, Content_Range=where, **({"ETag": etag} if etag else {}))
+
+
+def says(words: bytes) -> Answer:
+    """These very bytes instead of an answer, and the end of the connection."""
+
+    def answer(handler: Handler) -> None:
+        handler.wfile.write(words)
+        hang_up(handler)
+
+    return answer
 
 
 def good(data: bytes, etag: str = '"one"', **headers: str) -> Answer:
@@ -153,19 +178,3 @@ def until_the_end(data: bytes) -> Answer:
 
 def redirect(to: str, status: int = 302, headers: Mapping[str, str] = {}) -> Answer:
     return lambda handler: send(handler, b"", status=status, Location=to, **headers)
-
-
-@dataclass
-class Flow:
-    """A reporter that counts."""
-
-    nbytes: int = 0
-    warnings: list[str] = field(default_factory=list)
-
-    def __call__(self, event: object) -> None:
-        from mergeflow.events import Progressed, Warned
-
-        if isinstance(event, Progressed):
-            self.nbytes += event.nbytes
-        if isinstance(event, Warned):
-            self.warnings.append(event.message)

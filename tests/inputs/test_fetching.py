@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import os
+import shutil
+import ssl
 import subprocess
 import sys
 import threading
@@ -14,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from machines import MIX, Machine, flipped, model, sha256
-from server import Server, chunked, cut, good, hang_up, redirect, send, stalls, until_the_end
+from server import Answer, Server, chunked, cut, empty, good, hang_up, redirect, rest, says, send, stalls, until_the_end
 
 pytest.importorskip("httpx")
 
@@ -76,19 +79,16 @@ WELL = {
     "cut at once, then all": [cut(DATA, 0), good(DATA)],
     "cut again and again": [cut(DATA, HALF), cut(DATA, HALF), good(DATA)],
     "chunks that are cut": [chunked(DATA, whole=False), chunked(DATA)],
-    "busy": [lambda h: send(h, b"", status=503), lambda h: send(h, b"", status=429, Retry_After="0"), good(DATA)],
+    "busy": [empty(503), empty(429, Retry_After="0"), good(DATA)],
     "ranges are not known": [cut(DATA, HALF), lambda h: send(h, DATA)],
     "another version after the cut": [cut(OTHER, HALF, '"old"'), good(DATA, '"new"')],
     "another version's rest, as if it were the same": [
-        cut(OTHER[::-1], HALF), lambda h: send(h, DATA[HALF:], status=206, ETag='"two"',
-                                       Content_Range=f"bytes {HALF}-{len(DATA) - 1}/{len(DATA)}"), good(DATA, '"two"')],
-    "another rest than was asked for": [
-        cut(DATA, HALF), lambda h: send(h, DATA[9:], status=206, ETag='"one"',
-                                        Content_Range=f"bytes 9-{len(DATA) - 1}/{len(DATA)}"), good(DATA)],
+        cut(OTHER[::-1], HALF), rest(DATA[HALF:], HALF, len(DATA), '"two"'), good(DATA, '"two"')],
+    "another rest than was asked for": [cut(DATA, HALF), rest(DATA[9:], 9, len(DATA)), good(DATA)],
     "a rest without words": [cut(DATA, HALF), lambda h: send(h, DATA[HALF:], status=206, ETag='"one"'), good(DATA)],
     "a beginning of something else, unmarked": [cut(OTHER[::-1], HALF, ""), good(DATA, "")],
     "nothing is left, it says": [
-        cut(DATA, HALF), lambda h: send(h, b"", status=416, Content_Range=f"bytes */{HALF}", ETag='"one"'), good(DATA)],
+        cut(DATA, HALF), empty(416, Content_Range=f"bytes */{HALF}", ETag='"one"'), good(DATA)],
     "redirects": [redirect("/y?signature=secret"), ],
 }  # fmt: skip
 
@@ -105,37 +105,74 @@ def test_in_the_end_the_right_bytes(server: Server, memo: Memo, answers: list[ob
     assert "secret" not in (folder / "origin.json").read_text()
 
 
+WRONG, BROKEN, NOT_FOLLOWED = "what came has the sha256", "the connection broke", "which is not followed"
 NEVER = {
-    "wrong bytes": (IntegrityError, [good(OTHER)], "what came has the sha256"),
-    "wrong bytes of another length": (IntegrityError, [good(DATA[:-8])], "what came has the sha256"),
-    "more than it said": (IntegrityError, [lambda h: send(h, DATA + DATA, length=HALF)], "what came has the sha256"),
-    "never more than half": (MissingInput, [cut(DATA, HALF), hang_up], "fetching again goes on there"),
-    "not there": (MissingInput, [lambda h: send(h, b"", status=404)], "there is no such file"),
-    "not for us": (MissingInput, [lambda h: send(h, b"", status=401)], "it gives the file only to those it knows"),
-    "always busy": (MissingInput, [lambda h: send(h, b"", status=500)], "the server answers 500"),
+    "wrong bytes": (IntegrityError, [good(OTHER)], WRONG),
+    "wrong bytes of another length": (IntegrityError, [good(DATA[:-8])], WRONG),
+    "nothing": (IntegrityError, [empty()], WRONG),
+    "more than it said": (IntegrityError, [lambda h: send(h, DATA + DATA, length=HALF)], WRONG),
     "packed": (IntegrityError, [lambda h: send(h, DATA, Content_Encoding="gzip")], "packs the file"),
+    "packed twice": (IntegrityError, [lambda h: send(h, DATA, Content_Encoding="identity, gzip")], "packs the file"),
+    "packed, and says nothing of it": (IntegrityError, [good(gzip.compress(DATA))], WRONG),
+    "a web page that says it is the rest": (
+        IntegrityError, [cut(DATA, HALF), rest(b"<html>" + DATA[HALF + 6 :], HALF, len(DATA)), good(OTHER)], WRONG),
+    "more than the rest": (
+        IntegrityError, [cut(DATA, HALF), says(
+            f'HTTP/1.1 206 Rest\r\nETag: "one"\r\nContent-Range: bytes {HALF}-{len(DATA) - 1}/{len(DATA)}\r\n'.encode()
+            + b"\r\n" + DATA[HALF:] + DATA)], "sends more bytes than it said"),
+    "never more than half": (MissingInput, [cut(DATA, HALF), hang_up], "fetching again goes on there"),
+    "a version of strange letters": (
+        MissingInput, [cut(DATA, HALF, '"\u00e9\u00b2"'), hang_up], "fetching again goes on there"),
+    "a rest for ever": (MissingInput, [cut(DATA, HALF), empty(416)], "does not go on"),
+    "a rest that nobody asked for": (MissingInput, [rest(DATA, 0, len(DATA))], "does not go on"),
+    "a rest of many digits": (
+        MissingInput, [cut(DATA, HALF), rest(DATA[HALF:], int("9" * 4000), int("9" * 4000))], "does not go on"),
+    "not there": (MissingInput, [empty(404)], "there is no such file"),
+    "not for us": (MissingInput, [empty(401)], "it gives the file only to those it knows"),
+    "always busy": (MissingInput, [empty(500)], "the server answers 500"),
+    "busy for a superscript": (MissingInput, [empty(503, Retry_After="\u00b2")], "the server answers 503"),
+    "teapot": (MissingInput, [empty(418)], "the server answers 418"),
+    "no content": (MissingInput, [empty(204)], "the server answers 204"),
+    "not modified": (MissingInput, [empty(304)], "the server answers 304"),
     "round and round": (MissingInput, [redirect("/x.safetensors")], "redirected more than"),
-    "to a file": (MissingInput, [redirect("file:///etc/passwd")], "which is not followed"),
-    "teapot": (MissingInput, [lambda h: send(h, b"", status=418)], "the server answers 418"),
-    "a rest for ever": (MissingInput, [cut(DATA, HALF), lambda h: send(h, b"", status=416)], "does not go on"),
-}
+    "to nowhere": (MissingInput, [empty(302)], "the server answers 302"),
+    "to a file": (MissingInput, [redirect("file:///etc/passwd")], NOT_FOLLOWED),
+    "to no address": (MissingInput, [redirect("http://[")], NOT_FOLLOWED),
+    "to letters that stand for others": (
+        MissingInput, [says("HTTP/1.1 302 Found\r\nLocation: http://a\u2100b/x\r\n\r\n".encode())], NOT_FOLLOWED),
+    "to a port there is not": (MissingInput, [redirect("http://127.0.0.1:99999/x")], NOT_FOLLOWED),
+    "to data": (MissingInput, [redirect("data:application/octet-stream,x")], NOT_FOLLOWED),
+    "to ftp, and to an empty screen": (
+        MissingInput, [says(b"HTTP/1.1 302 Found\r\nLocation: ftp://\x1b[2Jx/\r\n\r\n")], "ftp://[2Jx/, which is not"),
+    "no HTTP": (MissingInput, [says(b"SSH-2.0-OpenSSH_9.6\r\n")], BROKEN),
+    "headers without end": (MissingInput, [says(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 40_000)], BROKEN),
+    "two lengths": (
+        MissingInput, [says(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!")], BROKEN),
+    "less than nothing": (MissingInput, [says(b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nhello!")], BROKEN),
+    "a length of many digits": (
+        MissingInput, [says(b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n")], BROKEN),
+    "chunks of no length": (
+        MissingInput, [says(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n" + DATA)], BROKEN),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "answers", "message"), NEVER.values(), ids=NEVER)
 def test_never_a_wrong_byte(
     server: Server, memo: Memo, kind: type[MergeflowError], answers: list[object], message: str
 ) -> None:
-    assert message in refused(server, memo, kind, *answers)
+    said = refused(server, memo, kind, *answers)
+    assert message in said
+    assert said.isprintable()
 
 
 UNKNOWN = {
+    "nothing": ([empty()], IntegrityError, "0 bytes: the file is empty"),
     "cut in its first answer": ([until_the_end(DATA[:HALF])], MissingInput, "does not say how long the file is"),
     "a web page": ([lambda h: send(h, b"<html>", Content_Type="text/html; charset=utf-8")], MissingInput, "a web page"),
     "no model": ([good(b"something else" * 9)], IntegrityError, "bytes"),
     "shorter than its header says": ([good(DATA[:-8])], IntegrityError, "cut short"),
     "rest of another version": (
-        [cut(EARLY, HALF), lambda h: send(h, DATA[HALF:], status=206, ETag='"two"',
-                                          Content_Range=f"bytes {HALF}-{len(DATA) - 1}/{len(DATA)}")],
+        [cut(EARLY, HALF), rest(DATA[HALF:], HALF, len(DATA), '"two"')],
         MissingInput, "does not go on"),
 }  # fmt: skip
 
@@ -157,8 +194,7 @@ def test_without_a_hash_parts_of_one_version_are_joined_and_others_are_not(serve
 
 def test_a_rest_that_comes_in_pieces(server: Server, memo: Memo) -> None:
     more = HALF + HALF // 2
-    where = f"bytes {HALF}-{more - 1}/{len(DATA)}"
-    piece = lambda h: send(h, DATA[HALF:more], status=206, ETag='"one"', Content_Range=where)  # noqa: E731
+    piece = rest(DATA[HALF:more], HALF, len(DATA))
     assert get(server, memo, cut(DATA, HALF), piece, good(DATA), wanted=Wanted()) == DATA
     assert ranges(server) == [None, f"bytes={HALF}-", f"bytes={more}-"]
 
@@ -173,16 +209,16 @@ def test_a_server_that_falls_silent(server: Server, memo: Memo) -> None:
     try:
         assert get(server, memo, stalls(DATA, HALF, release), good(DATA)) == DATA
         assert ranges(server) == [None, f"bytes={HALF}-"]
-        message = refused_silence(server, memo, release)
-        assert "has fallen silent" in message
+        assert "has fallen silent" in refused_as(server, memo, "/s.safetensors", stalls(DATA, 0, release))
     finally:
         release.set()
 
 
-def refused_silence(server: Server, memo: Memo, release: threading.Event) -> str:
-    server.answers["/s.safetensors"] = [stalls(DATA, 0, release)]
+def refused_as(server: Server, memo: Memo, path: str, answer: Answer) -> str:
+    """What is said of an address that is not to be had."""
+    server.answers[path] = [answer]
     with pytest.raises(MissingInput) as caught:
-        fetch(server.url("/s.safetensors"), KNOWN, memo, silent, QUICK)
+        fetch(server.url(path), KNOWN, memo, silent, QUICK)
     return caught.value.message
 
 
@@ -193,6 +229,7 @@ def test_an_interrupted_download_goes_on_in_the_next_run(server: Server, memo: M
     assert ranges(server)[asked:] == [f"bytes={HALF}-"]
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_what_the_next_one_goes_on_with(server: Server, tmp_path: Path) -> None:
     machine = Machine(tmp_path / "A")
     machine.recipe(
@@ -263,7 +300,8 @@ def test_another_content_does_not_take_the_place_of_the_first(server: Server, me
 
 
 def test_a_name_that_would_leave_the_folder() -> None:
-    for name in ("../../x.ckpt", "..", "con.safetensors", "a\nb.pt", "x" * 400 + ".safetensors", "", "C:\\x.pt"):
+    for name in ("../../x.ckpt", "..", "con.safetensors", "a\nb.pt", "x" * 400 + ".safetensors", "", "C:\\x.pt",
+                 "\ud800.ckpt"):  # fmt: skip
         safe = addresses.safe_name(name)
         assert Path(safe).name == safe
         assert safe.strip(".")
@@ -299,6 +337,48 @@ def test_tokens_are_not_sent_to_other_hosts(
     assert sent not in kept_text
 
 
+def test_what_a_redirect_has_before_its_host_is_not_sent(server: Server, memo: Memo) -> None:
+    server.answers["/y"] = [good(DATA)]
+    assert get(server, memo, redirect(server.url("/y").replace("://", "://me:secret@"))) == DATA
+    assert [request.headers.get("Authorization") for request in server.requests] == [None, None]
+
+
+@pytest.fixture
+def secure(tmp_path: Path) -> Iterator[Server]:
+    """HTTPS, with a certificate that nobody has signed: in `cert.pem` there."""
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=test"
+    command = ["openssl", *words.split(), "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    with Server(context) as running:
+        yield running
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl here to make a certificate")
+def test_https(secure: Server, server: Server, memo: Memo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = refused(secure, memo, MissingInput, good(DATA), wanted=Wanted())
+    assert "certificate is none that this machine trusts" in said
+    assert secure.requests == []
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+    assert get(secure, memo, good(DATA), wanted=Wanted()) == DATA
+    server.answers["/y"] = [good(DATA)]
+    said = refused_as(secure, memo, "/z.safetensors", redirect(server.url("/y")))
+    assert f"redirects to {server.url('/y')}, which is not followed" in said
+    assert server.requests == []
+    with pytest.raises(MissingInput, match="or that of another host"):  # the certificate is of 127.0.0.1
+        fetch(secure.url("/x.safetensors", "localhost"), KNOWN, memo, silent, QUICK)
+
+
+@pytest.mark.parametrize("proxy", ["nonsense://127.0.0.1:1", "socks5://127.0.0.1:1"])
+def test_a_proxy_that_cannot_be_used(server: Server, memo: Memo, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    monkeypatch.setitem(sys.modules, "socksio", None)  # what httpx takes for SOCKS
+    with pytest.raises(MissingInput, match="the proxy that this machine's environment names cannot be used"):
+        fetch(server.url("/x.safetensors"), KNOWN, memo, silent, QUICK)
+
+
 def test_tokens_of_the_environment_and_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert credentials.authorization("huggingface.co", silent) is None
     (tmp_path / "token").write_text("of a file\n")
@@ -321,8 +401,8 @@ def test_hugging_face(server: Server, memo: Memo, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HF_ENDPOINT", server.url("/"))
     commit = "c0ffee" * 6 + "abcd"
     server.answers["/o/r/resolve/main/sub/x%20y.safetensors"] = [
-        lambda h: send(h, b"", status=302, Location="/cdn?sig=1", X_Repo_Commit=commit,
-                       X_Linked_ETag=f'"{sha256(DATA)}"', X_Linked_Size=str(len(DATA)))]  # fmt: skip
+        empty(302, Location="/cdn?sig=1", X_Repo_Commit=commit, X_Linked_ETag=f'"{sha256(DATA)}"',
+              X_Linked_Size=str(len(DATA)))]  # fmt: skip
     server.answers["/cdn"] = [good(DATA)]
     path = fetch("hf:o/r/sub/x y.safetensors@main", Wanted(), memo, silent, QUICK)
     assert path.name == "x y.safetensors"
@@ -332,6 +412,10 @@ def test_hugging_face(server: Server, memo: Memo, monkeypatch: pytest.MonkeyPatc
     server.answers["/cdn"] = [good(OTHER)]
     with pytest.raises(IntegrityError, match="what its site says"):
         fetch("hf:o/r/sub/x y.safetensors@main", Wanted(), memo, silent, QUICK)
+    server.answers["/o/r/resolve/main/z.safetensors"] = [
+        empty(302, Location="/cdn", X_Repo_Commit="no commit", X_Linked_Size="9" * 5000)
+    ]
+    assert fetch("hf:o/r/z.safetensors@main", Wanted(), memo, silent, QUICK).read_bytes() == OTHER
     server.requests.clear()
     with pytest.raises(IntegrityError, match="the file there now has the sha256"):
         fetch("hf:o/r/sub/x y.safetensors@main", Wanted(sha256(OTHER)), memo, silent, QUICK)
@@ -348,9 +432,10 @@ def test_civitai(server: Server, memo: Memo, monkeypatch: pytest.MonkeyPatch) ->
     server.answers["/api/v1/model-versions/43"] = server.answers["/api/v1/model-versions/42"]
     with pytest.raises(IntegrityError, match="what its site says"):
         fetch("civitai:43", Wanted(), memo, silent, QUICK)
-    server.answers["/api/v1/model-versions/44"] = [lambda h: send(h, b"{}")]
-    with pytest.raises(MissingInput, match="could not be understood"):
-        fetch("civitai:44", Wanted(), memo, silent, QUICK)
+    for odd in (b"{}", b"[" * 100_000, b'{"files": [{"name": "x", "downloadUrl": "http://["}]}', b"x" * (1 << 23)):
+        server.answers["/api/v1/model-versions/44"] = [lambda h, odd=odd: send(h, odd)]
+        with pytest.raises(MissingInput, match="could not be understood"):
+            fetch("civitai:44", Wanted(), memo, silent, QUICK)
 
 
 def test_s3(server: Server, memo: Memo, monkeypatch: pytest.MonkeyPatch) -> None:

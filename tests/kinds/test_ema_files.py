@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from check.check_models import run_json
 from kind_models import Model, build, same_bits, torch_of, write
 from safetensors.numpy import save_file
+from support.commands import run_json
 
 from mergeflow.errors import RecipeError
 

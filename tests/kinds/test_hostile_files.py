@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from check.check_models import run, run_json
 from kind_models import Model, build, torch_of, write
+from support.commands import run, run_json
 
 from mergeflow.errors import IntegrityError
 

@@ -10,23 +10,16 @@ import torch
 from support.builds import python
 
 MERGE = """
-import sys, threading
+import sys
 from pathlib import Path
-import numpy, psutil
+import numpy
 from support.builds import build
+from support.memory import watched
 folder = Path(sys.argv[1])
-peak, done = [0], threading.Event()
-def watch():
-    while not done.wait(0.005):
-        peak.append(psutil.Process().memory_full_info().uss)
-before = psutil.Process().memory_full_info().uss
-thread = threading.Thread(target=watch)
-thread.start()
 text = "mergeflow: 1\\nsources: { a: a.ckpt, b: b.ckpt, c: c.ckpt }\\noutputs: { x.safetensors: a + (b - c) * 0.3 }\\n"
-build(folder, text, jobs=2, memory=400 << 20)
-done.set()
-thread.join()
-print(max(peak) - before >> 20)
+with watched() as peak:
+    build(folder, text, jobs=2, memory=400 << 20)
+print(peak.most - peak.before >> 20)
 """
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from check.check_models import run, run_json
 from kind_models import Model, build, same_bits, torch_of, write
 from safetensors.numpy import save_file
+from support.commands import run, run_json
 
 from mergeflow.arch import get, to_diffusers
 

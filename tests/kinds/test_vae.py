@@ -80,6 +80,11 @@ def test_a_model_without_a_vae_gets_one(tmp_path: Path, whole: dict[str, Model])
     made = build(tmp_path, "a: a.safetensors, v: v.safetensors", "{ from: a, replace: { vae: v } }")
     assert set(made) == set(whole["B"])
     assert all(same_bits(made[n], whole["B"][n]) for n in made if n.startswith(VAE))
+    filled = build(tmp_path, "a: a.safetensors, v: v.safetensors", "'fallback(a, v)'")
+    assert set(filled) == set(made)
+    assert all(same_bits(filled[n], made[n]) for n in made)
+    with pytest.raises(RecipeError, match="they cannot be merged"):
+        build(tmp_path, "a: a.safetensors, v: v.safetensors", "'fallback(v, a)'")
 
 
 def test_vaes_merge_with_each_other_under_bare_names(tmp_path: Path, whole: dict[str, Model]) -> None:

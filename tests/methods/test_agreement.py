@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from method_cases import SHAPES, close, doubles, family, results
+from method_oracles import agreement
 from support.checkpoints import Model, numbers
 from support.exact import FORMATS
 
@@ -48,14 +49,6 @@ def test_clip_at_its_edges(tmp_path: Path) -> None:
         one(tmp_path, "clip(x, a)", x=[1], a=[2])
     with pytest.raises(RecipeError, match="no weights"):
         one(tmp_path, "clip(x, [a @ 2, x])", x=[1], a=[2])
-
-
-def agreement(deltas: list[np.ndarray], weights: list[float]) -> np.ndarray:
-    """arXiv:2009.00329: the mean where all signs are one, else 0."""
-    weighed = [w * d for w, d in zip(weights, deltas, strict=True) if w]
-    signs = [np.sign(x) for x in weighed]
-    agreed = np.all([(s == signs[0]) & (s != 0) for s in signs], axis=0)
-    return np.where(agreed, sum(weighed) / sum(abs(w) for w in weights), 0.0)
 
 
 @pytest.mark.parametrize("code", FORMATS)

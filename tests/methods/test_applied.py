@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from method_cases import doubles, family, results
 from method_oracles import mask, trim
-from support.builds import HEAD, build, plan, project, python, recipe, sha256, write_models
+from support.builds import HEAD, build, made, made_elsewhere, plan, project, recipe, sha256, write_models
 from support.checkpoints import Model, metadata, numbers, read, related, weights, write
 
 from mergeflow.cli.explain import preimage
@@ -203,22 +203,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-def made(where: Path, models: Path, **more: object) -> dict[str, str]:
-    where.mkdir(exist_ok=True)
-    (where / "models").symlink_to(models)
-    build(where, ALL, **more)
-    return {name: sha256(where / f"{name}.safetensors") for name in OUTPUTS}
-
-
 @pytest.fixture(scope="module")
 def reference(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return made(tmp_path_factory.mktemp("reference"), folder, jobs=1)
+    return made(tmp_path_factory.mktemp("reference"), folder, ALL, jobs=1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", [2, 8])
 def test_threads(tmp_path: Path, folder: Path, reference: dict[str, str], jobs: int) -> None:
-    assert made(tmp_path, folder, jobs=jobs) == reference
+    assert made(tmp_path, folder, ALL, jobs=jobs) == reference
 
 
 @pytest.mark.parametrize("keep", [0, 5_000_000, 7_000_000])
@@ -226,7 +219,7 @@ def test_operands_kept_or_read_again(
     tmp_path: Path, folder: Path, reference: dict[str, str], monkeypatch: pytest.MonkeyPatch, keep: int
 ) -> None:
     monkeypatch.setattr(place, "KEEP", keep)
-    assert made(tmp_path, folder, jobs=2) == reference
+    assert made(tmp_path, folder, ALL, jobs=2) == reference
 
 
 def test_the_order_of_tensors_and_sizes_of_units(
@@ -237,21 +230,12 @@ def test_the_order_of_tensors_and_sizes_of_units(
     shuffled = tmp_path / "shuffled"
     for name in "oab":
         write(shuffled / f"{name}.safetensors", dict(reversed(read(folder / f"{name}.safetensors").items())))
-    assert made(tmp_path / "x", shuffled, jobs=2) == reference
+    assert made(tmp_path / "x", shuffled, ALL, jobs=2) == reference
 
 
 def test_little_memory(tmp_path: Path, folder: Path, reference: dict[str, str]) -> None:
     least = 270_000_000
-    assert made(tmp_path, folder, memory=least) == reference
-
-
-BUILD = """
-import sys, warnings
-warnings.simplefilter('ignore', ImportWarning)
-from pathlib import Path
-from support.builds import build
-build(Path(sys.argv[1]), sys.argv[2], jobs=2)
-"""
+    assert made(tmp_path, folder, ALL, memory=least) == reference
 
 
 @pytest.mark.slow
@@ -262,6 +246,4 @@ build(Path(sys.argv[1]), sys.argv[2], jobs=2)
     ids=["default", "avx2"],
 )  # fmt: skip
 def test_vector_units(tmp_path: Path, folder: Path, reference: dict[str, str], environment: dict[str, str]) -> None:
-    (tmp_path / "models").symlink_to(folder)
-    python(BUILD, tmp_path, ALL, **environment)
-    assert {name: sha256(tmp_path / f"{name}.safetensors") for name in OUTPUTS} == reference
+    assert made_elsewhere(tmp_path, folder, ALL, **environment) == reference

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from fractions import Fraction
-from math import floor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from method_cases import SHAPES, close, doubles, family, results
-from method_oracles import Array
-from support.builds import HEAD, build, python, sha256
+from method_oracles import sce, stock
+from support.builds import HEAD, made, made_elsewhere
 from support.checkpoints import Model, numbers, related, weights, write
 from support.exact import FORMATS
 
@@ -28,18 +25,6 @@ def one(folder: Path, call: str, dtype: str = "", **values: object) -> list[floa
 
 
 # -- Model Stock -------------------------------------------------------------------------------------------------------
-
-
-def stock(deltas: Sequence[Array]) -> Array:
-    """arXiv:2403.19522, for n models."""
-    n = len(deltas)
-    cosines = []
-    for x, y in itertools.combinations(deltas, 2):
-        lengths = np.sqrt(np.sum(x * x)) * np.sqrt(np.sum(y * y))
-        cosines.append(np.sum(x * y) / lengths if lengths else 0.0)
-    cosine = np.mean(cosines)
-    under = 1 + (n - 1) * cosine
-    return (n * cosine / under if under >= 1e-6 else 0.0) * sum(deltas) / n
 
 
 @pytest.mark.parametrize("code", FORMATS)
@@ -68,24 +53,6 @@ def test_model_stock_at_its_edges(tmp_path: Path) -> None:
 
 
 # -- SCE ---------------------------------------------------------------------------------------------------------------
-
-
-def sce(deltas: Sequence[Array], select: Fraction, *, normalize: bool = True) -> Array:
-    """arXiv:2408.07990: select by variance, weights by energy, erase minority signs."""
-    together = np.stack(deltas)
-    if select < 1:
-        variance = np.where((together == together[0]).all(axis=0), 0.0, together.var(axis=0))
-        k = floor(select * np.count_nonzero(variance))
-        if not k:
-            return np.zeros_like(deltas[0])
-        least = np.sort(variance.ravel())[-k]
-        together = np.where(variance >= least * (1 - 1e-12), together, 0.0)
-    energy = np.array([np.sum(x * x) for x in together])
-    share = energy / energy.sum() if energy.sum() else np.full(len(deltas), 1 / len(deltas))
-    sign = np.sign(together.sum(axis=0))
-    agree = np.stack([w * ((np.sign(x) == sign) & (x != 0)) for w, x in zip(share, together, strict=True)])
-    total, under = np.sum(agree * together, axis=0), agree.sum(axis=0)
-    return np.where(under > 0, total / np.where(under > 0, under, 1), 0.0) if normalize else total
 
 
 @pytest.mark.parametrize("code", FORMATS)
@@ -191,16 +158,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-def made(where: Path, models: Path, **more: object) -> dict[str, str]:
-    where.mkdir(exist_ok=True)
-    (where / "models").symlink_to(models)
-    build(where, ALL, **more)
-    return {name: sha256(where / f"{name}.safetensors") for name in CALLS}
-
-
 @pytest.fixture(scope="module")
 def reference(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return made(tmp_path_factory.mktemp("reference"), folder, jobs=1)
+    return made(tmp_path_factory.mktemp("reference"), folder, ALL, jobs=1)
 
 
 @pytest.mark.parametrize(("jobs", "keep"), [(2, place.KEEP), (2, 0), (1, 900_000)])
@@ -208,22 +168,12 @@ def test_threads_and_operands_kept(
     tmp_path: Path, folder: Path, reference: dict[str, str], monkeypatch: pytest.MonkeyPatch, jobs: int, keep: int
 ) -> None:
     monkeypatch.setattr(place, "KEEP", keep)
-    assert made(tmp_path, folder, jobs=jobs) == reference
-
-
-BUILD = """
-import sys, warnings
-warnings.simplefilter('ignore', ImportWarning)
-from pathlib import Path
-from support.builds import build
-build(Path(sys.argv[1]), sys.argv[2], jobs=2)
-"""
+    assert made(tmp_path, folder, ALL, jobs=jobs) == reference
 
 
 def test_vector_units(tmp_path: Path, folder: Path, reference: dict[str, str]) -> None:
-    (tmp_path / "models").symlink_to(folder)
-    python(BUILD, tmp_path, ALL, ATEN_CPU_CAPABILITY="default", NPY_DISABLE_CPU_FEATURES="AVX512F AVX512_SKX")
-    assert {name: sha256(tmp_path / f"{name}.safetensors") for name in CALLS} == reference
+    plain = {"ATEN_CPU_CAPABILITY": "default", "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512_SKX"}
+    assert made_elsewhere(tmp_path, folder, ALL, **plain) == reference
 
 
 def test_missing_tensors(tmp_path: Path) -> None:

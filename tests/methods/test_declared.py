@@ -131,16 +131,18 @@ def test_jobs_have_room_in_the_plan(tmp_path: Path) -> None:
     planned = plan(tmp_path, recipe("ties(o, [a, b, c])", "o a b c "))
     (output,) = planned.outputs
     large = [w._replace(shape=(40_000_000,)) for w in output.works if w.staged >= 0][:1]
-    buffers, useful = room(planned.staged, large)
-    assert useful == 3 * 4 * 40_000_000
-    need = footprint(planned.programs, [large], planned.staged)
+    rooms = room(planned.staged, large)
+    assert (rooms.keepable, rooms.torch) == (3 * 4 * 40_000_000, True)
+    need = footprint(planned.programs, [large], planned.staged, compiled=False)
     rich, poor = place(need, Budget(1 << 33, 2)), place(need, Budget(300_000_000, 2))
     assert (rich.workers, rich.keep) == (2, KEEP)
-    assert rich.peak >= 2 * (KEEP + buffers)
+    assert rich.peak >= 2 * (KEEP + rooms.buffers)
     assert poor.keep < KEEP
     assert poor.peak <= 300_000_000
     with pytest.raises(ResourceError, match="this merge needs"):
         place(need, Budget(200_000_000, 2))
+    compiled = place(footprint(planned.programs, [large], planned.staged), Budget(200_000_000, 2))
+    assert (compiled.workers, compiled.keep) == (2, 0)
 
 
 def test_the_largest_job_is_the_first(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import mpmath
 import numpy as np
 import pytest
 from method_cases import SHAPES, close, doubles, family, results
+from method_oracles import euclidean, multiply, similarity, train
 from support.builds import plan, recipe
 from support.checkpoints import Model, numbers
 from support.exact import FORMATS
@@ -19,34 +20,6 @@ from mergeflow.methods.powers import power
 from mergeflow.plan.program import COPY
 
 Array = np.ndarray
-
-
-def train(a: Array, b: Array, c: Array, m: float) -> Array:
-    """supermerger's trainDifference: s = sgn(b − c)·|b − a| / (|b − a| + |b − c|); a + 1.8·m·s·|b − c|."""
-    total = np.abs(b - a) + np.abs(b - c)
-    share = np.divide(np.abs(b - a), total, out=np.zeros_like(a), where=total != 0)
-    return a + 1.8 * m * np.sign(b - c) * share * np.abs(b - c)
-
-
-def similarity(a: Array, b: Array, c: Array, m: float, n: float) -> Array:
-    large = np.maximum(np.abs(a), np.abs(b))
-    cosine = np.divide(a * b, large**2, out=np.ones_like(a), where=large != 0)
-    s = n * (cosine + 1) / 2
-    return (1 - s) * (a + m * (b - c)) + s * ((1 - m / 2) * a + m / 2 * b)
-
-
-def euclidean(a: Array, b: Array, c: Array, m: float) -> Array:
-    p, q = a - c, b - c
-    u, v = (x / np.linalg.norm(x) if np.any(x) else x for x in (p, q))
-    s = (1 - m) * p + m * q
-    d = np.sign(s) * np.sqrt((1 - m) * u**2 + m * v**2)
-    length = np.sqrt(np.sum((1 - m) * u**2 + m * v**2))
-    return c + (d / length * np.linalg.norm(s) if length else 0)
-
-
-def multiply(a: Array, b: Array, c: Array, m: float, n: float) -> Array:
-    p, q = a - c, b - c
-    return c + np.sign((1 - n) * p + n * q) * np.abs(p) ** (1 - m) * np.abs(q) ** m
 
 
 def check(folder: Path, code: str, call: str, wanted, steps: float, dtype: str = "float32") -> None:  # type: ignore[no-untyped-def]
@@ -110,17 +83,6 @@ def test_what_is_equal_in_all_stays_as_it_is(tmp_path: Path, call: str) -> None:
     if "sign_agreement" not in call:  # whose zeros count: they are votes for nothing
         (output,) = plan(tmp_path, recipe(call, "a b o ")).outputs
         assert next(w.program for w in output.works if w.name == "same") == COPY
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_nothing_but_numbers_of_degenerate_models(tmp_path: Path, call: str) -> None:
-    """All zero, one zero, equal, opposite: a defined result, in 16 bits and in 32."""
-    zero, x = np.zeros(6), np.array([1.0, -2, 0, 3, -1, 0])
-    for values in ((zero, zero, zero), (x, zero, zero), (zero, x, zero), (x, x, zero), (x, -x, zero), (x, x, x),
-                   (x, zero, x), (zero, x, x), (-x, x, -x)):  # fmt: skip
-        for code in ("F16", "F32"):
-            models: dict[str, Model] = {k: {"x": numbers(code, v)} for k, v in zip("abo", values, strict=True)}
-            assert np.isfinite(doubles(results(tmp_path, call, models)["x"])).all()
 
 
 def test_what_a_has_learned_is_not_added_again(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from method_cases import SHAPES, close, doubles, family, results
-from method_oracles import Array, slerp
+from method_oracles import Array, geometric, slerp, sphere
 from support.checkpoints import Model, numbers
 from support.exact import FORMATS
 
@@ -93,14 +93,6 @@ def test_weiszfeld_of_points_in_one_place() -> None:
 # -- the geometric mean ------------------------------------------------------------------------------------------------
 
 
-def geometric(points: Sequence[Array], weights: Sequence[float]) -> Array:
-    """The real part of the complex product of powers, without numpy's rounding of cos(π/2)."""
-    shares = np.array(weights) / sum(weights)
-    size = np.prod([np.abs(x) ** w for x, w in zip(points, shares, strict=True)], axis=0)
-    turn = sum((w * (x < 0) for x, w in zip(points, shares, strict=True)), np.zeros(points[0].shape))
-    return size * np.where(np.abs(turn - 0.5) < 1e-12, 0.0, np.cos(np.pi * turn))
-
-
 @pytest.mark.parametrize("code", FORMATS)
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_geometric_mean(tmp_path: Path, code: str, weights: tuple[float, ...]) -> None:
@@ -142,35 +134,6 @@ def test_nuslerp(tmp_path: Path, code: str, weights: tuple[float, float]) -> Non
         close(plain[name], slerp(a, b, t), 4)
         close(apart[name], o + slerp(a - o, b - o, t), 4)
     assert apart["same"] == models["o"]["same"] or models["o"]["same"].code != "F32"
-
-
-def sphere(points: Sequence[Array], weights: Sequence[float], *, karcher: bool) -> Array:
-    """Tangent means on the unit sphere: one step from the middle (multislerp), or until they stand still (karcher)."""
-    share = np.array(weights) / sum(weights)
-    lengths = np.array([np.sqrt(np.sum(x * x)) for x in points])
-    if sum(lengths > 0) < 2:
-        return sum(w * x for w, x in zip(share, points, strict=True))
-    units = [x / n for x, n in zip(points, lengths, strict=True) if n]
-    part = np.array([w for w, n in zip(share, lengths, strict=True) if n])
-    part /= part.sum()
-    mean = sum(w * u for w, u in zip(part, units, strict=True))
-    if np.sqrt(np.sum(mean * mean)) < 1e-9:
-        return sum(w * x for w, x in zip(share, points, strict=True))
-    mean = mean / np.sqrt(np.sum(mean * mean))
-    for _ in range(500 if karcher else 1):
-        if karcher and min(np.sum(u * mean) for u in units) < -1 + 1e-12:  # opposite to the mean
-            return sum(w * x for w, x in zip(share, points, strict=True))
-        step = np.zeros_like(mean)
-        for w, u in zip(part, units, strict=True):
-            across = u - np.sum(u * mean) * mean
-            sine = np.sqrt(np.sum(across * across))
-            angle = 2 * np.arctan2(np.sqrt(np.sum((u - mean) ** 2)), np.sqrt(np.sum((u + mean) ** 2)))
-            step += w * across * (angle / sine if karcher and sine > 1e-12 else 1)
-        size = np.sqrt(np.sum(step * step))
-        if size < 1e-15:
-            break
-        mean = np.cos(size) * mean + np.sin(size) / size * step
-    return mean * float(np.sum(share * lengths))
 
 
 @pytest.mark.parametrize("code", FORMATS)

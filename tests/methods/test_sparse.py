@@ -11,8 +11,10 @@ from method_cases import SHAPES, close, doubles, family, results
 from method_oracles import mask, trim
 from support.checkpoints import Model, numbers, weights
 from support.exact import FORMATS
+from support.masks import philox_32
 
 from mergeflow.errors import RecipeError
+from mergeflow.methods import masks
 
 
 @pytest.mark.parametrize("code", FORMATS)
@@ -70,17 +72,30 @@ def test_the_mask_is_philox(tmp_path: Path, density: str, code: str) -> None:
         assert np.array_equal(doubles(found[name]).reshape(-1), np.where(kept, delta, 0.0))
 
 
-def test_values_that_16_bits_do_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mergeflow.methods.kernels import Given
-    from mergeflow.methods.sparse import _kept
-    from mergeflow.tensors import DType
+@pytest.mark.parametrize(
+    ("counter", "key", "wanted"),
+    [
+        ((0,) * 4, (0,) * 2, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)  # fmt: skip
+def test_the_published_answers_of_philox(
+    counter: tuple[int, ...], key: tuple[int, ...], wanted: tuple[int, ...]
+) -> None:
+    """Those that come with Random123, its authors' library."""
+    assert tuple(philox_32(counter, key)) == wanted
 
-    density = Fraction(1, 65536) / 2
-    given = Given({"density": density, "stream": Fraction(0)}, (), {}, DType.F32, 1 << 20, 3, "t")
-    found = np.flatnonzero(_kept(given, 0, 1 << 20))
+
+def test_a_chance_of_less_than_a_byte() -> None:
+    density, n = Fraction(1, 1 << 17), 1 << 20
+    found = np.flatnonzero(masks.mask(bytes(range(32)), density, 0, n))
     assert 1 <= found.size <= 30  # 8 are expected
     for begin in (0, 7, 4096, 999_999):
-        piece = _kept(given, begin, 5000)
+        piece = masks.mask(bytes(range(32)), density, begin, 5000)
         assert np.array_equal(np.flatnonzero(piece) + begin, found[(found >= begin) & (found < begin + 5000)])
 
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from fractions import Fraction
-from functools import cache
-from math import floor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from blake3 import blake3
 from method_cases import SHAPES, close, doubles, family, results
-from method_oracles import elect, mask, philox
-from support.builds import build, project, python, recipe, sha256
+from method_oracles import band, dared, elect, thinned
+from support.builds import made, made_elsewhere, project, recipe
 from support.checkpoints import Model, numbers, related, weights, write
 from support.exact import FORMATS
 
@@ -21,15 +17,6 @@ from mergeflow.errors import RecipeError
 from mergeflow.plan import place
 
 Array = np.ndarray
-
-
-def band(delta: Array, density: Fraction, gamma: Fraction) -> Array:
-    """arXiv:2312.06795, section 3: without the largest and without the smallest; equals of the kept ones are kept."""
-    n, dropped = delta.size, floor(gamma * delta.size)
-    if not density or dropped >= n:
-        return np.zeros_like(delta)
-    kept = np.sort(np.abs(delta).ravel())[::-1][dropped : dropped + max(1, floor(density * n))]
-    return np.where((np.abs(delta) >= kept[-1]) & (np.abs(delta) <= kept[0]), delta, 0.0)
 
 
 @pytest.mark.parametrize("code", FORMATS)
@@ -80,33 +67,6 @@ def test_breadcrumbs_over_models(tmp_path: Path, rescale: bool) -> None:
 
 
 # -- DELLA ----------------------------------------------------------------------------------------------------------
-
-
-def chances(delta: Array, density: float, epsilon: float) -> Array:
-    """arXiv:2406.11617, section 3.1, with the mean of ranks for magnitudes that are one to nine binary digits."""
-    fraction, order = np.frexp(np.abs(delta).ravel())
-    size = np.ldexp(np.floor(fraction * 512), order)
-    below = np.array([np.sum(size < x) for x in size])
-    same = np.array([np.sum(size == x) for x in size])
-    rank = below + (same + 1) / 2
-    return (density + epsilon * ((rank - 0.5) / max(1, size.size) - 0.5)).reshape(delta.shape)
-
-
-@cache
-def lots(n: int, tensor: str, *, seed: int = 0, stream: int = 0) -> Array:
-    """32 bits for each element: four words of 64 bits a block of Philox."""
-    digest = blake3(f"mergeflow mask 1\ndella_drop\n{seed}\n{stream}\n{tensor}".encode()).digest()
-    key = int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little")
-    words = [philox(block + 1, key) for block in range(-(-n // 8))]
-    return np.array([(words[i // 8][i % 8 // 2] >> (32 * (i % 2))) & 0xFFFFFFFF for i in range(n)], np.uint64)
-
-
-def thinned(delta: Array, density: float, epsilon: float, rescale: str, tensor: str, **more: int) -> Array:
-    chance = chances(delta, density, epsilon)
-    keep = lots(delta.size, tensor, **more).reshape(delta.shape) < np.rint(chance * 2**32)
-    kept = np.where(keep, delta / chance if rescale == "expected" else delta, 0.0)
-    under = np.abs(kept).sum()
-    return kept * (np.abs(delta).sum() / under if rescale == "l1" and under else 1.0)
 
 
 @pytest.mark.parametrize("code", FORMATS)
@@ -163,19 +123,11 @@ def test_dropped_and_elected(tmp_path: Path, code: str, rescale: str) -> None:
     for name in SHAPES:
         o = doubles(models["o"][name])
         deltas = [doubles(models[x][name]) - o for x in "ab"]
+        dropped = dared(deltas, Fraction(1, 2), rescale, name)
         kept = [thinned(d, 0.5, 0.4, rescale, name, stream=i) for i, d in enumerate(deltas)]
         close(made["della"][name], o + 0.7 * elect(kept, [1, 0.5]), 2)
         close(made["della_linear"][name], o + 0.7 * (kept[0] + 0.5 * kept[1]), 2)
-        close(made["dare_ties"][name], o + 0.7 * elect(_dared(deltas, name, rescale), [1, 0.5]), 2)
-
-
-def _dared(deltas: Sequence[Array], name: str, rescale: str) -> list[Array]:
-    found = []
-    for stream, delta in enumerate(deltas):
-        kept = np.where(mask(delta.size, Fraction(1, 2), name, stream=stream).reshape(delta.shape), delta, 0.0)
-        under = np.abs(kept).sum()
-        found.append(kept * (2.0 if rescale == "expected" else np.abs(delta).sum() / under if under else 1.0))
-    return found
+        close(made["dare_ties"][name], o + 0.7 * elect(dropped, [1, 0.5]), 2)
 
 
 DEFINITIONS = {
@@ -231,36 +183,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-def made(where: Path, models: Path, **more: object) -> list[str]:
-    where.mkdir(exist_ok=True)
-    (where / "models").symlink_to(models)
-    build(where, ALL, **more)
-    return [sha256(path) for path in sorted(where.glob("*.safetensors"))]
-
-
 @pytest.fixture(scope="module")
-def reference(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    found = made(tmp_path_factory.mktemp("reference"), folder, jobs=1)
-    assert len(set(found)) == 2 * len(CALLS)
+def reference(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    found = made(tmp_path_factory.mktemp("reference"), folder, ALL, jobs=1)
+    assert len(set(found.values())) == 2 * len(CALLS)
     return found
 
 
 @pytest.mark.slow
 def test_threads_and_operands_read_again(
-    tmp_path: Path, folder: Path, reference: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, folder: Path, reference: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert made(tmp_path / "two", folder, jobs=2) == reference
+    assert made(tmp_path / "two", folder, ALL, jobs=2) == reference
     monkeypatch.setattr(place, "KEEP", 0)
-    assert made(tmp_path / "again", folder, jobs=2) == reference
-
-
-BUILD = """
-import sys, warnings
-warnings.simplefilter('ignore', ImportWarning)
-from pathlib import Path
-from support.builds import build
-build(Path(sys.argv[1]), sys.argv[2], jobs=2)
-"""
+    assert made(tmp_path / "again", folder, ALL, jobs=2) == reference
 
 
 @pytest.mark.slow
@@ -270,7 +206,5 @@ build(Path(sys.argv[1]), sys.argv[2], jobs=2)
      {"ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}],
     ids=["default", "avx2"],
 )  # fmt: skip
-def test_vector_units(tmp_path: Path, folder: Path, reference: list[str], environment: dict[str, str]) -> None:
-    (tmp_path / "models").symlink_to(folder)
-    python(BUILD, tmp_path, ALL, **environment)
-    assert [sha256(path) for path in sorted(tmp_path.glob("*.safetensors"))] == reference
+def test_vector_units(tmp_path: Path, folder: Path, reference: dict[str, str], environment: dict[str, str]) -> None:
+    assert made_elsewhere(tmp_path, folder, ALL, **environment) == reference

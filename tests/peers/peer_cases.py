@@ -93,21 +93,31 @@ MERGEKIT: dict[str, Case] = {
         kit("breadcrumbs_ties", both(density=0.6, gamma=0.05), "o"), balanced=(0.75, 0.5), edges=(205, 2661),
         page=("breadcrumbs_ties", "its normalize is false unless given"),
     ),
+    "breadcrumbs_ties-mean": Case(
+        f"breadcrumbs_ties(o, {_PAIR}, density=0.6, gamma=0.05)",
+        kit("breadcrumbs_ties", both(density=0.6, gamma=0.05), "o", normalize=True), balanced=(0.75, 0.5),
+        edges=(205, 2661),
+    ),
     "dare_linear": Case(
         f"dare_linear(o, {_PAIR}, density=0.4, rescale=l1)", kit("dare_linear", both(density=0.4), "o"), masks=_DARE,
-        compute=_NARROW, page=("dare_linear", "mergekit's own is rescale=l1"),
+        compute=_NARROW, page=("dare_linear", "own is rescale=l1, in float32 or the tensors' dtype"),
     ),
     "dare_linear-none": Case(
         f"dare(o, {_PAIR}, density=0.4, rescale=none)", kit("dare_linear", both(density=0.4), "o", rescale=False),
-        masks=_DARE, compute=_NARROW,
+        masks=_DARE, compute=_NARROW, page=("dare", "rescale=l1, in float32 or the tensors' dtype"),
     ),
     "dare_ties": Case(
         f"dare_ties(o, {_PAIR}, density=0.4, rescale=l1, normalize=false)", kit("dare_ties", both(density=0.4), "o"),
-        masks=_DARE, compute=_NARROW, page=("dare_ties", "is rescale=l1, normalize=false"),
+        masks=_DARE, compute=_NARROW, page=("dare_ties", "normalize=false, in float32 or the tensors' dtype"),
+    ),
+    "dare_ties-mean": Case(
+        f"dare_ties(o, {_PAIR}, density=0.4, rescale=l1)", kit("dare_ties", both(density=0.4), "o", normalize=True),
+        masks=_DARE, compute=_NARROW, page=("dare_ties", "in float32 or the tensors' dtype"),
     ),
     "della": Case(
         f"della(o, {_PAIR}, density=0.4, epsilon=0.3, rescale=l1)", kit("della", both(density=0.4, epsilon=0.15), "o"),
-        rounding=4e-6, masks=_DELLA, compute=_NARROW, page=("della", "rescale=l1 with half of this epsilon"),
+        rounding=4e-6, masks=_DELLA, compute=_NARROW,
+        page=("della", "half of this epsilon, in float32 or the tensors' dtype"),
     ),
     "della_linear": Case(
         f"della_linear(o, {_PAIR}, density=0.4, epsilon=0.3, rescale=l1)",
@@ -150,7 +160,7 @@ MERGEKIT: dict[str, Case] = {
     "ram_plus": Case(
         "ram_plus(o, [a, b, c], epsilon=0.01, r=0.5, most=0.3)",
         kit("ramplus_tl", {"a": {}, "b": {}, "c": {}}, "o", epsilon=0.01, r=0.5, alpha=0.3), compute=_NARROW,
-        page=("ram_plus", "mergekit's `ramplus_tl`"),
+        page=("ram_plus", "but for its arithmetic in the tensors' dtype"),
     ),
     "arcee_fusion": Case(
         "arcee_fusion(o, a)", kit("arcee_fusion", {"o": {}, "a": {}}, "o"), only=("matrix", "row"), dtypes=("F32",),
@@ -202,6 +212,14 @@ SD_MECHA: dict[str, Case] = {
     "add_difference_clamped": Case(
         "add_difference_clamped(a, b, c, 0.75)", ["add_difference", "a", "b", "c", {"alpha": 0.75, "clamp_to_ab": True}]
     ),
+    "subtract": Case(
+        "o + subtract(a, b)", ["add_difference", "o", ["subtract", "a", "b", {}], {"alpha": 1.0}]
+    ),
+    "scale": Case(
+        "o + (a - b) * 0.375",
+        ["add_difference", "o", ["scale", ["subtract", "a", "b", {}], {"alpha": 0.375}], {"alpha": 1.0}],
+    ),
+    "fallback": Case("fallback([a, b])", ["fallback", "a", "b", {}], page=("fallback", "sd-mecha's `fallback`")),
     "clip": Case("clip(o, [a, b, c])", ["clamp", "o", "a", "b", "c", {}]),
     "slerp": Case(
         "slerp(a, c, 0.375, norm=lerp)", ["slerp", "a", "c", {"alpha": 0.375}], page=("slerp", "(sd-mecha)")
@@ -214,6 +232,7 @@ SD_MECHA: dict[str, Case] = {
         "train_difference(a, b, c, 0.75)",
         ["add_difference", "a", ["subtract", "b", "c", {}],
          {"alpha": ["train_difference_mask", "a", "b", "c", {"alpha": 0.75}]}], compute=_NARROW,
+        page=("train_difference", "sd-mecha rounds the mask to float32"),
     ),
     "geometric_mean": Case(
         "geometric_mean([a @ 0.625, b @ 0.375])", ["geometric_sum", "a", "b", {"alpha": 0.375}],
@@ -228,10 +247,13 @@ SD_MECHA: dict[str, Case] = {
     "tensor_sum": Case(
         "tensor_sum(a, b, 0.25, 0.125)", ["tensor_sum", "a", "b", {"width": 0.25, "offset": 0.125}]
     ),
+    "tensor_sum-round": Case(
+        "tensor_sum(a, b, 0.5, 0.75)", ["tensor_sum", "a", "b", {"width": 0.5, "offset": 0.75}]
+    ),
     "ties": Case(
         "ties(o, [a, b, c], density=0.200439453125)",
         ["add_difference", "o", ["ties_sum", *(["subtract", x, "o", {}] for x in "abc"), {"k": 0.2, "vote_sgn": True}],
-         {"alpha": 1.0}], compute=_NARROW,
+         {"alpha": 1.0}],
         page=("ties_trim", "sd-mecha keeps one more"),
     ),
     "ties-count": Case(
@@ -243,7 +265,7 @@ SD_MECHA: dict[str, Case] = {
     "dare_ties": Case(
         "dare_ties(o, [a, b], density=0.4, elect=count)",
         ["add_ties_with_dare", "o", "a", "b", {"probability": 0.6, "apply_stock": True, "k": 1.0}],
-        masks=_DARE, compute=_NARROW, page=("dare_ties", "sd-mecha's add_ties_with_dare"),
+        masks=_DARE, compute=_NARROW, page=("dare_ties", "is elect=count, in float32"),
     ),
     "add_cosine_a": Case("add_cosine_a(a, b, 0.25)", ["add_cosine_a", "a", "b", {"alpha": 0.25}]),
     "add_cosine_b": Case("add_cosine_b(a, b, 0.25)", ["add_cosine_b", "a", "b", {"alpha": 0.25}]),

@@ -162,6 +162,42 @@ def test_a_package_that_is_wrong_is_one_clear_error(work: Path, tmp_path: Path, 
     assert "Traceback" not in told
 
 
+FAILING = METHOD.format(name="broken").replace("return a", "return a.nothing")
+FAILS_AT_WORK = '''from mergeflow.methods.kernels import kernel
+from mergeflow.methods.registry import Delta, method
+
+def _apply(given, found, tiles, begin, out):
+    out.copy_(tiles[1])
+
+BROKEN = kernel("broken", version=1, operands=("delta",), result="delta", apply=_apply)
+
+@method(BROKEN)
+def broken(delta: Delta) -> Delta:
+    """delta"""
+    return BROKEN(delta)
+'''
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "call", "message"),
+    [
+        ("plan", FAILING, "broken(a)", "recipe.yaml:3:27: wrong 2.0 fails in broken: AttributeError: "),
+        ("build", FAILS_AT_WORK, "a + broken(b - c)", "index out of range (wrong.py, line 5)"),
+    ],
+)
+def test_a_method_that_fails_is_its_packages_error_and_no_bug(
+    work: Path, tmp_path: Path, command: str, text: str, call: str, message: str
+) -> None:
+    site = installed(tmp_path / "site", "wrong", text, "broken")
+    (work / "recipe.yaml").write_text(RECIPE.split("params")[0] + f"outputs: {{ x.safetensors: {call} }}\n")
+    told = " ".join(run(work, site, command, code=1).stderr.split())
+    assert message in told
+    assert "wrong 2.0 fails " in told
+    assert "(wrong.py, line " in told
+    assert "repair or remove it" in told
+    assert "Traceback" not in told
+
+
 def test_names_that_clash(work: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     installed(site, "one", METHOD.format(name="mine"), "mine")

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from click.testing import CliRunner, Result
+import torch
 from safetensors.numpy import save_file
-
-from mergeflow.cli.main import cli
+from support.commands import run, run_json
 
 Header = dict[str, Any]
+Change = Callable[[dict[str, bytearray]], None]  # of the bytes of a model's tensors
 
 
-def write_model(path: Path, seed: int, layers: int = 4) -> None:
+def write_model(path: Path, seed: int, layers: int = 4, width: int = 16) -> None:
     random = np.random.default_rng(seed)
-    tensors = {f"layer.{i}.weight": random.standard_normal((4, 16)).astype(np.float16) for i in range(layers)}
+    tensors = {f"layer.{i}.weight": random.standard_normal((4, width)).astype(np.float16) for i in range(layers)}
     save_file({**tensors, "step": np.array([seed], np.int64)}, path)
 
 
@@ -30,62 +30,91 @@ def recipe(more: str = "", expression: str = "a + (b - c) * m", name: str = "out
     )
 
 
-def run(*arguments: object, exit_code: int = 0) -> Result:
-    result = CliRunner().invoke(cli, [str(a) for a in arguments])
-    assert result.exit_code == exit_code, result.output
-    return result
-
-
-def run_json(*arguments: object, exit_code: int = 0) -> dict[str, Any]:
-    document = json.loads(run(*arguments, "--json", exit_code=exit_code).stdout)
-    assert isinstance(document, dict)
-    return document
-
-
 def build(text: str, *options: str) -> None:
     Path("recipe.yaml").write_text(text, encoding="utf-8")
     run("build", *options)
 
 
-def parts(path: Path) -> tuple[Header, bytearray]:
+def header_of(path: Path) -> Header:
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
-    return json.loads(data[8 : 8 + length]), bytearray(data[8 + length :])
+    header = json.loads(data[8 : 8 + length])
+    assert isinstance(header, dict)
+    return header
 
 
-def forge(path: Path, change: Callable[[Header, bytearray], None], *, sign: bool = False) -> None:
-    """Change a safetensors file. With `sign`, its claim of a digest is made to fit what its tensors are then."""
-    header, data = parts(path)
-    change(header, data)
-    _write(path, header, data)
-    if sign:
-        header["__metadata__"]["mergeflow.digest"] = run_json("hash", path)["files"][0]["model"]
-        _write(path, header, data)
-
-
-def _write(path: Path, header: Mapping[str, Any], data: bytes) -> None:
+def reword(path: Path, change: Callable[[Header], object]) -> None:
+    """Change the header of a safetensors file, and leave its tensors as they are."""
+    data, header = path.read_bytes(), header_of(path)
+    change(header)
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(8 + len(text)) % 4096)
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + int.from_bytes(data[:8], "little") :])
 
 
-def flip(name: str, bit: int = 0) -> Callable[[Header, bytearray], None]:
-    def change(header: Header, data: bytearray) -> None:
-        data[header[name]["data_offsets"][0] + bit // 8] ^= 1 << bit % 8
-
-    return change
-
-
-def swap(one: str, other: str) -> Callable[[Header, bytearray], None]:
-    def change(header: Header, data: bytearray) -> None:
-        (a, b), (c, d) = header[one]["data_offsets"], header[other]["data_offsets"]
-        data[a:b], data[c:d] = bytes(data[c:d]), bytes(data[a:b])
-
-    return change
-
-
-def say(key: str, value: str) -> Callable[[Header, bytearray], None]:
-    def change(header: Header, data: bytearray) -> None:
+def say(key: str, value: str) -> Callable[[Header], None]:
+    def change(header: Header) -> None:
         header["__metadata__"][key] = value
+
+    return change
+
+
+def forge(model: Path, change: Change, *, sign: bool = False) -> None:
+    """Change the bytes of tensors where they lie, in any container. With `sign`, the digest that the model claims is
+    made to fit what its tensors are then."""
+    places = _places(model)
+    tensors = {name: bytearray(path.read_bytes()[start:end]) for name, (path, start, end) in places.items()}
+    was = run_json("inspect", model)["digest"] if sign else ""
+    change(tensors)
+    for name, (path, start, end) in places.items():
+        assert len(tensors[name]) == end - start
+        with path.open("r+b") as file:
+            file.seek(start)
+            file.write(tensors[name])
+    if sign:
+        restate(model, was, run_json("hash", model)["files"][0]["model"])
+
+
+def restate(model: Path, old: str, new: str) -> None:
+    """Other words of the same length, wherever the files of a model have these; not in what lies beside it."""
+    claims = [model.with_name(model.name + ".mergeflow.json")] if model.suffix == ".ckpt" else []
+    assert len(old) == len(new)
+    found = 0
+    for path in {model, *claims, *(path for path, _, _ in _places(model).values())}:
+        data = path.read_bytes()
+        found += data.count(old.encode())
+        path.write_bytes(data.replace(old.encode(), new.encode()))
+    assert found
+
+
+def _places(model: Path) -> dict[str, tuple[Path, int, int]]:
+    """Where the bytes of each tensor lie: a file, and from where to where in it."""
+    if model.name.endswith(".index.json"):
+        shards = set(json.loads(model.read_text(encoding="utf-8"))["weight_map"].values())
+        return {name: place for shard in sorted(shards) for name, place in _places(model.with_name(shard)).items()}
+    data = model.read_bytes()
+    if model.suffix == ".safetensors":
+        first = 8 + int.from_bytes(data[:8], "little")
+        spans = {name: spec["data_offsets"] for name, spec in header_of(model).items() if name != "__metadata__"}
+        return {name: (model, first + start, first + end) for name, (start, end) in spans.items()}
+    loaded = torch.load(model, weights_only=True)["state_dict"]  # noqa: TID251  # the judge of what is in a file
+    raw = {name: tensor.numpy().tobytes() for name, tensor in loaded.items()}
+    return {
+        name: (model, data.index(stored), data.index(stored) + len(stored))
+        for name, stored in raw.items()
+        if data.count(stored) == 1  # as random ones are
+    }
+
+
+def flip(name: str, bit: int = 0) -> Change:
+    def change(tensors: dict[str, bytearray]) -> None:
+        tensors[name][bit // 8] ^= 1 << bit % 8
+
+    return change
+
+
+def swap(one: str, other: str) -> Change:
+    def change(tensors: dict[str, bytearray]) -> None:
+        tensors[one], tensors[other] = tensors[other], tensors[one]
 
     return change

@@ -11,7 +11,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from proof_models import build, forge, recipe, run, run_json, say, write_model
+from proof_models import build, recipe, reword, say, write_model
+from safetensors.numpy import load_file, save_file
+from support.commands import run, run_json
+from support.tiny_models import SD1
+from support.tiny_models import write_model as write_tiny_model
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SVG = "{http://www.w3.org/2000/svg}"
@@ -73,8 +77,30 @@ def test_parents_that_are_elsewhere(family: Path, tmp_path: Path, monkeypatch: p
     assert "not to be found" not in shown
 
 
+def test_a_vae_that_was_taken_over_makes_no_file_its_own_parent(folder: Path) -> None:
+    """Only the VAE of the merged file has the digest of the source: that is not made of what the file is made of."""
+    for name, factor in (("a", 1), ("b", 2)):  # the VAEs of small models are alike: b's is made another
+        write_tiny_model(Path(f"{name}.safetensors"), SD1, name)
+        tensors = load_file(f"{name}.safetensors")
+        save_file({n: v * factor if "first_stage" in n else v for n, v in tensors.items()}, f"{name}.safetensors")
+    Path("vae.yaml").write_text(
+        "mergeflow: 1\nsources: { a: a.safetensors, b: b.safetensors, v: { path: b.safetensors, kind: vae } }\n"
+        "outputs:\n  vae.safetensors: { from: a * 0.7 + b * 0.3, replace: { vae: v } }\n"
+    )
+    run("build", "vae.yaml")
+    Path("b.safetensors").unlink()
+    run("check", "vae.safetensors", exit_code=3)  # from now on the digest of its VAE is known on this machine
+    lines = run("graph", "vae.safetensors").stdout.splitlines()
+    assert len(lines) == 4
+    assert "0.7·a.safetensors" in lines[0]
+    assert lines[0].endswith("(and 1 other form)")
+    assert lines[1].startswith("├─ a.safetensors")
+    assert [line for line in lines[2:] if not line.endswith("(not to be found here)")] == []
+
+
+@pytest.mark.forges
 def test_a_parent_whose_graph_is_damaged_ends_there(family: Path) -> None:
-    forge(Path("mix.safetensors"), say("mergeflow", "{"))
+    reword(Path("mix.safetensors"), say("mergeflow", "{"))
     assert "mix.safetensors  b3:" in run("graph", "child.safetensors").stdout
     assert "no graph of mergeflow's" in run("graph", "child.safetensors").stdout
 
@@ -197,6 +223,7 @@ def first_pixel(png: Path) -> tuple[int, ...]:
     return tuple(zlib.decompress(packed)[1:4])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here")
 def test_a_browser_shows_the_page(folder: Path, tmp_path: Path) -> None:
     build(HOSTILE)

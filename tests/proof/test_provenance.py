@@ -12,12 +12,17 @@ import re
 import shutil
 import socket
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from proof_models import build, recipe, run, run_json, write_model
+from proof_models import build, recipe, write_model
+from support.commands import run, run_json
+
+from mergeflow.recipe import loads
+from mergeflow.recipe.shared import shared_text
 
 TOLD = ", sidecars: [sha256, provenance, card]"
 MIX = Path("out/mix.safetensors")
@@ -34,7 +39,19 @@ def statement() -> dict[str, Any]:
     return found
 
 
-def test_the_statement_is_one_of_in_toto_and_slsa(folder: Path) -> None:
+@pytest.mark.parametrize(
+    "more",
+    [
+        recipe(TOLD),
+        recipe(f"{TOLD}, shard_size: 1MB"),
+        recipe(f"{TOLD}, embed: none", "'ties(a, [b, c @ 0.5], density=0.5)'"),
+        recipe(TOLD, name="out/mix.ckpt").replace(
+            "a: a.safetensors", "a: { path: a.safetensors, url: 'hf:owner/model/a.safetensors', license: mit }"
+        ),
+    ],
+    ids=["sum", "shards", "method", "ckpt"],
+)
+def test_the_statement_is_one_of_in_toto_and_slsa(folder: Path, more: str) -> None:
     """Read with the messages that their projects publish, which refuse fields that are not in the specifications."""
     pytest.importorskip("in_toto_attestation", reason="in-toto-attestation is not installed here")
     from google.protobuf.json_format import Parse, ParseDict
@@ -43,14 +60,22 @@ def test_the_statement_is_one_of_in_toto_and_slsa(folder: Path) -> None:
     from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
     from in_toto_attestation.v1.statement import Statement
 
-    build(recipe(TOLD))
-    read = Parse(STATEMENT.read_text(encoding="utf-8"), statement_pb2.Statement())
+    build(more)
+    (file,) = Path("out").glob("*.provenance.json")
+    read = Parse(file.read_text(encoding="utf-8"), statement_pb2.Statement())
     Statement.copy_from_pb(read).validate()
     assert read.predicate_type == "https://slsa.dev/provenance/v1"
-    predicate = ParseDict(statement()["predicate"], provenance_pb2.Provenance())
+    files = {path.name for path in Path("out").glob("mix*") if re.search(r"(safetensors|ckpt|index\.json)$", path.name)}
+    assert files <= {subject.name for subject in read.subject}
+    for subject in read.subject:
+        ResourceDescriptor.copy_from_pb(subject).validate()
+        assert subject.digest["sha256"] == sha256(Path("out", subject.name))
+    predicate = ParseDict(json.loads(file.read_text())["predicate"], provenance_pb2.Provenance())
     assert predicate.build_definition.build_type
     assert predicate.run_details.builder.id
-    for dependency in predicate.build_definition.resolved_dependencies:
+    dependencies = predicate.build_definition.resolved_dependencies
+    assert sorted(dependency.name for dependency in dependencies) == ["a", "b", "c"]
+    for dependency in dependencies:
         ResourceDescriptor.copy_from_pb(dependency).validate()
 
 
@@ -80,6 +105,18 @@ def test_statements_are_the_same_everywhere(folder: Path, tmp_path: Path) -> Non
     os.chdir(other)
     build(recipe(TOLD))
     assert [path.read_bytes() for path in (STATEMENT, CARD)] == before
+
+
+@pytest.mark.parametrize("odd", [5, "text", [5, {"name": 1}, {"name": "x", "digest": 2}], {"name": "x"}, None])
+def test_a_statement_that_says_something_odd(folder: Path, odd: object) -> None:
+    """Whoever has a model may have written what lies beside it."""
+    build(recipe(", sidecars: provenance"))
+    said = statement()
+    said["subject"] = odd
+    said["predicate"]["buildDefinition"]["resolvedDependencies"] = odd
+    STATEMENT.write_text(json.dumps(said))
+    assert run_json("verify", MIX)["files"][0]["why"].endswith("…, as it claims")
+    assert "a.safetensors" in run("graph", MIX).stdout
 
 
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="there is no sha256sum here")
@@ -162,37 +199,101 @@ def test_what_somebody_else_wrote_is_left_alone(folder: Path, path: Path) -> Non
         assert "exists" in run("build", exit_code=2).stderr
 
 
-def test_private_things_are_in_nothing_that_is_passed_on(folder: Path, tmp_path: Path) -> None:
-    """Absolute paths in the recipe and on the command line, a source without a name of its own: their folders, the
-    user and the machine are in no file that a build leaves beside or in its outputs."""
-    private = tmp_path / "home of somebody" / "models"
+HERE = {str(Path.home()), socket.gethostname(), getpass.getuser()} - {"root"}  # which is a word of CSS
+SOMEBODY = ("home of somebody", "somebody-by-name", "a-host-of-theirs")
+
+
+@pytest.fixture
+def private(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Models below the home of a user with a name, on a machine with one."""
+    home, user, host = SOMEBODY
+    private = tmp_path / home / "models"
     private.mkdir(parents=True)
-    for name in "abc":
+    for name in "abcde":
         write_model(private / f"{name}.safetensors", ord(name))
-    text = (
-        f"mergeflow: 1\nsources:\n  a: '{private}/a.safetensors'\n  b: {{ path: \"{private}/b.safetensors\" }}\n"
-        f"  c: c.safetensors\noutputs:\n"
-    )
-    outputs = [
-        f"  out/one.safetensors: {{ from: a + b - c, embed: recipe, {TOLD[2:]}, metadata_for: a1111 }}\n",
-        "  out/two.ckpt: { from: a * 0.5 + b * 0.5, sidecars: [sha256, provenance, card] }\n",
-        "  out/three.safetensors: { from: a * 0.5 + c * 0.5, shard_size: 1MB, sidecars: [sha256, provenance, card] }\n",
-    ]
-    build(text + "".join(outputs), "--source", f"c={private}/c.safetensors")
-    run("lock")
-    run("graph", "-o", "out/recipe.html", "--source", f"c={private}/c.safetensors")
-    run("graph", "out/one.safetensors", "-o", "out/files.html", "--changes", "--models", private)
-    written = [*Path("out").rglob("*"), Path("recipe.lock")]
-    assert len(written) >= 18
-    words = [str(tmp_path), "home of somebody", str(Path.home()), socket.gethostname(), platform.node()]
-    words += [user for user in (getpass.getuser(), os.environ.get("USER", "")) if user != "root"]  # a word of CSS
-    secret = [word.encode() for word in words if len(word) > 3]
+    monkeypatch.setenv("HOME", str(tmp_path / home))
+    for name in ("USER", "LOGNAME", "USERNAME"):
+        monkeypatch.setenv(name, user)
+    for name in ("HOSTNAME", "COMPUTERNAME"):
+        monkeypatch.setenv(name, host)
+    monkeypatch.setattr(socket, "gethostname", lambda: host)
+    monkeypatch.setattr(platform, "node", lambda: host)
+    return private
+
+
+def check_shared(written: Iterable[Path], tmp_path: Path) -> None:
+    """No folder, user or machine is named in these files: neither the ones made up here nor the real ones."""
+    words = {*SOMEBODY, *HERE, str(tmp_path)}
     for path in written:
         data = path.read_bytes()
-        for word in secret:
-            assert word not in data, (path, word)
+        for word in words:
+            assert len(word) < 4 or word.encode() not in data, (path, word)
         assert not re.search(rb"(?<![\w:/.>`])/(?:home|root|tmp|Users|mnt|media|var|work)/", data), path
-        assert not re.search(rb"[A-Za-z]:\\\\?Users", data), path
+        assert not re.search(rb"[A-Za-z]:\\{1,4}Users|\\\\server", data), path
+
+
+def test_private_things_are_in_nothing_that_is_passed_on(folder: Path, private: Path, tmp_path: Path) -> None:
+    """Absolute paths in the recipe, however it writes them, and on the command line; a source without a name of its
+    own: their folders, the user and the machine are in nothing that is made to be passed on."""
+    sources = {
+        "a": f"'{private}/a.safetensors'",
+        "b": f'{{ path: "{private}/b.safetensors" }}'.replace("home of", r"\x68ome\u0020of"),
+        "c": "c.safetensors",
+        "d": r'"C:\\Users\\somebody\\models\\d.safetensors"',
+        "e": r"'\\server\somebody\e.safetensors'",
+        "f": "~/models/a.safetensors",
+    }
+    outputs = {
+        "out/one.safetensors": "from: a + b - c, embed: recipe, metadata_for: a1111",
+        "out/two.ckpt": "from: half + d - e",
+        "out/three.safetensors": "from: half * 0.5 + f * 0.5, shard_size: 1MB",
+        "out/four.safetensors": "from: 'ties(a, [b, c], density=0.5)', embed: none",
+    }
+    text = "mergeflow: 1\nsources:\n" + "".join(f"  {name}: {path}\n" for name, path in sources.items())
+    text += "steps: { half: { expr: a * 0.5 + b * 0.5, keep: true } }\noutputs:\n"
+    text += "".join(f"  {path}: {{ {what}, {TOLD[2:]} }}\n" for path, what in outputs.items())
+    given = [f"--source={name}={private}/{name}.safetensors" for name in "cde"] + [
+        f"--source=f={private}/a.safetensors"
+    ]
+    build(text, *given)
+    run("lock", *given)
+    for form in ("html", "mermaid", "dot", "text"):
+        Path(f"out/recipe.{form}").write_text(run("graph", "--format", form, *given).stdout)
+        shown = run("graph", "out/one.safetensors", "--format", form, "--models", private).stdout
+        Path(f"out/files.{form}").write_text(shown)
+    run("graph", "out/one.safetensors", "-o", "out/changes.html", "--changes", "--models", private)
+    for form in ("text", "a1111-steps"):
+        Path(f"out/{form}").write_text(run("export", "recipe.yaml", "out/two.ckpt", "--to", form).stdout)
+    merged = ("merge", "x * 0.5 + y * 0.5", f"x={private}/a.safetensors", f"y={private}/b.safetensors")
+    run(*merged, "-o", "out/merged.safetensors")
+    objects = list(Path("cache/objects").rglob("*.safetensors"))
+    assert objects
+    written = [path for path in Path("out").rglob("*") if path.is_file()]
+    assert len(written) >= 33
+    check_shared([*written, *objects, Path("recipe.lock")], tmp_path)
+
+
+ESCAPED = """\
+mergeflow: 1
+sources:
+  a:
+    path: >-
+      /home/me/my models/x.safetensors
+  b: "/home/me/\\u6a21/y.safetensors"   # seen at /home/me/my models/x.safetensors
+  c: { path: "/home/me/a\\
+     b.ckpt" }
+  d: >-
+    /home/me/it's
+    q.ckpt
+outputs: { mix.safetensors: a*0.5 + b*0.5 }
+"""
+
+
+def test_paths_are_cut_down_however_yaml_has_them() -> None:
+    text = shared_text(loads(ESCAPED, "recipe.yaml", Path()))
+    assert "/home" not in text
+    paths = {name: source.path for name, source in loads(text, "recipe.yaml", Path()).sources.items()}
+    assert paths == {"a": "x.safetensors", "b": "y.safetensors", "c": "ab.ckpt", "d": "it's q.ckpt"}
 
 
 def test_a_recipe_without_its_folders_is_still_that_recipe(folder: Path) -> None:

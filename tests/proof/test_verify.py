@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pytest
-from proof_models import Header, build, flip, forge, parts, recipe, run, run_json, say, swap, write_model
+import torch
+from numpy.typing import NDArray
+from proof_models import Header, build, flip, forge, header_of, recipe, restate, reword, say, swap, write_model
+from safetensors.numpy import load_file
+from support.commands import run, run_json
+from support.verified import Refused, Verified
 
 MIX = Path("out/mix.safetensors")
-Change = Callable[[Header, bytearray], None]
+Reworded = Callable[[Header], object]
 
 
 def why(*arguments: object, exit_code: int = 0) -> str:
@@ -42,13 +51,6 @@ def test_what_was_built_is_accepted_and_built_again(folder: Path, text: str, fil
     assert [path.name for path in file.parent.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_model_in_shards(folder: Path) -> None:
-    for name in "abc":
-        write_model(Path(f"{name}.safetensors"), ord(name), layers=9000)
-    build(recipe(", shard_size: 1MB"))
-    assert "byte for byte" in why("--rebuild", "out/mix.safetensors.index.json")
-
-
 def test_what_the_command_line_changed_is_known_from_the_file_beside_it(folder: Path) -> None:
     build(recipe(), "--set", "m=0.25")
     assert "byte for byte" in why("--rebuild", MIX)
@@ -71,40 +73,191 @@ def test_a_model_whose_terms_cancel_is_known_by_its_name_alone(folder: Path) -> 
     assert "byte for byte" in why("--rebuild", MIX)
 
 
-@pytest.mark.parametrize("change", [flip("layer.1.weight", 3), swap("layer.1.weight", "layer.3.weight")])
-def test_changed_tensors_are_named(folder: Path, change: Change) -> None:
+# -- what happened to a file, in each container -----------------------------------------------------------------------
+
+
+class Made(NamedTuple):
+    """An output in some container: the recipe that makes it, its file, and what lies beside that."""
+
+    text: str
+    file: Path
+
+    @property
+    def recipe_beside(self) -> Path:
+        return self.file.with_name(self.file.name.removesuffix(".index.json") + ".recipe.yaml")
+
+
+CONTAINERS = {
+    "safetensors": Made(recipe(), MIX),
+    "shards": Made(recipe(", shard_size: 1MB"), Path("out/mix.safetensors.index.json")),
+    "ckpt": Made(recipe(name="out/mix.ckpt"), Path("out/mix.ckpt")),
+}
+
+
+@pytest.fixture(params=CONTAINERS.values(), ids=CONTAINERS)
+def made(request: pytest.FixtureRequest, folder: Path) -> Made:
+    """Built; of four shards, where it is in shards."""
+    made: Made = request.param
+    if "shard_size" in made.text:
+        for name in "abc":
+            write_model(Path(f"{name}.safetensors"), ord(name), width=1 << 16)
+    build(made.text)
+    return made
+
+
+def far(one: NDArray[np.float16], other: NDArray[np.float16]) -> str:
+    """How far two tensors are apart, relative to the size of the first, as it is told."""
+    a, b = (tensor.astype(np.float64) for tensor in (one, other))
+    return f"{math.sqrt(((b - a) ** 2).sum() / (a**2).sum()):.2g}"
+
+
+def tensors_of(file: Path) -> dict[str, NDArray[np.float16]]:
+    if file.suffix == ".ckpt":
+        stored = torch.load(file, weights_only=True)["state_dict"]  # noqa: TID251  # the judge of what is in a file
+        return {name: tensor.numpy() for name, tensor in stored.items()}
+    if file.suffix == ".safetensors":
+        return load_file(file)
+    return {name: tensor for shard in sorted(file.parent.glob("*-of-*")) for name, tensor in load_file(shard).items()}
+
+
+def test_nothing_happened(made: Made) -> None:
+    assert "as it claims" in why(made.file)
+    assert "built again from its sources: the same, byte for byte" in why("--rebuild", made.file)
+
+
+@pytest.mark.forges
+def test_the_check_of_all_outputs_sees_a_flipped_bit(made: Made) -> None:
+    """That of `pytest --verify-outputs`."""
+    verified = Verified()
+    verified.check_below(Path())
+    assert verified.checked >= 1
+    forge(made.file, flip("layer.1.weight"))
+    with pytest.raises(Refused, match="it claims to be"):
+        Verified().check_below(Path())
+
+
+@pytest.mark.forges
+def test_a_flipped_bit(made: Made) -> None:
+    was, before = run_json("inspect", made.file)["digest"], tensors_of(made.file)["layer.1.weight"]
+    forge(made.file, flip("layer.1.weight", 10))
+    by = far(before, tensors_of(made.file)["layer.1.weight"])
+    now = run_json("hash", made.file)["files"][0]["model"]
+    says = f"its tensors are {now[:15]}…, it claims to be {was[:15]}…"
+    assert why(made.file, exit_code=5) == says
+    differs = f"1 of 5 tensors differ: layer.1.weight (by {by} of its size)"
+    assert why("--rebuild", made.file, exit_code=5) == f"{says}: {differs}"
+    restate(made.file, was, now)  # who signs what he changed is only found out by building again
+    assert why(made.file) == f"{now[:15]}…, as it claims"
+    assert why("--rebuild", made.file, exit_code=6) == differs
+
+
+@pytest.mark.forges
+def test_two_tensors_that_have_changed_places(made: Made) -> None:
+    before = tensors_of(made.file)
+    forge(made.file, swap("layer.1.weight", "layer.3.weight"))
+    assert "it claims to be" in why(made.file, exit_code=5)
+    forge(made.file, lambda tensors: None, sign=True)
+    assert "as it claims" in why(made.file)
+    said = why("--rebuild", made.file, exit_code=6)
+    assert said.startswith("2 of 5 tensors differ: ")
+    for one, other in (("layer.1.weight", "layer.3.weight"), ("layer.3.weight", "layer.1.weight")):
+        assert f"{one} (by {far(before[one], before[other])} of its size)" in said
+
+
+def test_an_edited_recipe_beside_the_file(made: Made) -> None:
+    beside = made.recipe_beside
+    beside.write_text(beside.read_text().replace("m: 0.3", "m: 0.4"))
+    said = why("--rebuild", made.file, exit_code=6)
+    assert said == "its recipe makes something else than it says: 1·a + 0.4·b − 0.4·c, not 1·a + 0.3·b − 0.3·c"
+
+
+def test_an_edited_recipe_inside_the_file(made: Made) -> None:
+    build(made.text[: made.text.rindex(" }")] + ", embed: recipe }\n", "--force")
+    restate(made.file, "m: 0.3", "m: 0.4")
+    said = why("--rebuild", made.file, exit_code=6)
+    assert said == "its recipe makes something else than it says: 1·a + 0.4·b − 0.4·c, not 1·a + 0.3·b − 0.3·c"
+
+
+def test_sources_that_have_changed_names(made: Made) -> None:
+    """All contents are there, but the recipe's b is what was c."""
+    shutil.move("b.safetensors", "x.safetensors")
+    shutil.move("c.safetensors", "b.safetensors")
+    shutil.move("x.safetensors", "c.safetensors")
+    said = why("--rebuild", made.file, exit_code=6)
+    assert said == "its recipe makes something else than it says: 1·a + 0.3·b − 0.3·c, not 1·a + 0.3·c − 0.3·b"
+
+
+def test_a_source_of_another_name(made: Made) -> None:
+    """It is found by its content where it is looked for, and no other is taken for it."""
+    was = run_json("hash", "b.safetensors")["files"][0]["model"]
+    shutil.move("b.safetensors", "renamed.safetensors")
+    said = why("--rebuild", made.file, exit_code=4)
+    assert said == f"its source b (b.safetensors) is not to be found; it was {was[:15]}…"
+    assert "byte for byte" in why("--rebuild", "--models", ".", made.file)
+
+
+def test_one_bit_of_a_source(made: Made) -> None:
+    was = run_json("hash", "c.safetensors")["files"][0]["model"]
+    forge(Path("c.safetensors"), flip("layer.0.weight"))
+    now = run_json("hash", "c.safetensors")["files"][0]["model"]
+    said = why("--rebuild", made.file, exit_code=6)
+    assert said == f"its source c has changed: c.safetensors is {now[:15]}…, not {was[:15]}…"
+
+
+@pytest.mark.forges
+def test_a_part_that_is_gone_or_torn(made: Made) -> None:
+    file = sorted(made.file.parent.glob("*-of-*"))[1] if "shard" in made.text else made.file
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2])
+    verdict = run_json("verify", made.file, exit_code=5)["files"][0]
+    assert verdict["verdict"] == "damaged"
+    assert re.search("cut short|no end|broken off|incomplete", verdict["why"]), verdict["why"]
+    file.unlink()
+    gone = "there is no such file" if file == made.file else f"1 of its 4 files are not there: {file.name}"
+    assert why(made.file, exit_code=4) == gone
+
+
+def test_a_file_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(recipe())
-    forge(MIX, change)
-    assert "it claims to be" in why(MIX, exit_code=5)
-    assert "tensors differ: layer.1.weight (by " in why("--rebuild", MIX, exit_code=5)
-    forge(MIX, lambda header, data: None, sign=True)
-    assert "as it claims" in why(MIX)  # who signs anew what he changed is only found out by building again
-    assert "of 5 tensors differ: layer.1.weight (by " in why("--rebuild", MIX, exit_code=6)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mergeflow.formats.files.os.open", refuse)
+        (verdict,) = run_json("verify", MIX, exit_code=7)["files"]
+    assert verdict["verdict"] == "not read"
 
 
+def test_shards_one_by_one(folder: Path) -> None:
+    """Each carries what is said of the whole: a graph that names tensors of others, a hash of all tensors."""
+    for name in "abc":
+        write_model(Path(f"{name}.safetensors"), ord(name), width=1 << 16)
+    spec = "metadata_for: modelspec, metadata: { modelspec.architecture: other, modelspec.implementation: none }"
+    build(recipe(f", shard_size: 1MB, {spec}").replace("{ m: 0.3 }", "{ m: { default: 0, '*.2.*': 0.7 } }"))
+    assert "modelspec.hash_sha256" in header_of(Path("out/mix-00001-of-00004.safetensors"))["__metadata__"]
+    shards = sorted(Path("out").glob("*-of-*"))
+    assert [f["verdict"] for f in run_json("verify", *shards)["files"]] == ["ok"] * 4
+    (verdict,) = run_json("verify", "--rebuild", shards[0], exit_code=2)["files"]
+    assert "it is one of the files of a model" in verdict["why"]
+    assert verdict["hint"] == "verify mix.safetensors.index.json, which lists them"
+    forge(shards[2], flip("layer.2.weight"), sign=True)
+    assert "1 of 5 tensors differ" in why("--rebuild", "out/mix.safetensors.index.json", exit_code=5)
+
+
+@pytest.mark.forges
 def test_how_much_a_tensor_differs(folder: Path) -> None:
     build(recipe())
 
-    def negate(header: Header, data: bytearray) -> None:
-        start, end = header["layer.2.weight"]["data_offsets"]
-        for i in range(start + 1, end, 2):
-            data[i] ^= 0x80
+    def negate(tensors: dict[str, bytearray]) -> None:
+        for i in range(1, len(tensors["layer.2.weight"]), 2):
+            tensors["layer.2.weight"][i] ^= 0x80
 
     forge(MIX, negate, sign=True)
     assert "1 of 5 tensors differ: layer.2.weight (by 2 of its size)" in why("--rebuild", MIX, exit_code=6)
 
 
-@pytest.mark.parametrize("embed", [False, True])
-def test_an_edited_recipe(folder: Path, embed: bool) -> None:
-    build(recipe(", embed: recipe" if embed else ""))
-    if embed:
-        text = parts(MIX)[0]["__metadata__"]["mergeflow.recipe"]
-        forge(MIX, say("mergeflow.recipe", text.replace("0.3", "0.4")))
-    else:
-        beside = Path("out/mix.safetensors.recipe.yaml")
-        beside.write_text(beside.read_text().replace("0.3", "0.4"))
-    said = why("--rebuild", MIX, exit_code=6)
-    assert said == "its recipe makes something else than it says: 1·a + 0.4·b − 0.4·c, not 1·a + 0.3·b − 0.3·c"
+# -- other reasons -----------------------------------------------------------------------------------------------------
 
 
 def test_another_source(folder: Path) -> None:
@@ -119,40 +272,25 @@ def test_another_source(folder: Path) -> None:
     assert said.startswith("its source b has changed: b.safetensors is b3:")
 
 
-def test_one_bit_of_a_source(folder: Path) -> None:
-    build(recipe())
-    forge(Path("c.safetensors"), flip("layer.0.weight"))
-    assert "its source c has changed" in why("--rebuild", MIX, exit_code=6)
-
-
-def test_sources_that_changed_names(folder: Path) -> None:
-    """All contents are there, but the recipe's b is what was c."""
-    build(recipe())
-    shutil.move("b.safetensors", "x.safetensors")
-    shutil.move("c.safetensors", "b.safetensors")
-    shutil.move("x.safetensors", "c.safetensors")
-    assert "1·a + 0.3·b − 0.3·c, not 1·a + 0.3·c − 0.3·b" in why("--rebuild", MIX, exit_code=6)
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (say("title", "something else"), "its recipe would have it say another title"),
         (say("author", "somebody"), "it says author, which its recipe does not"),
-        (lambda header, data: header["__metadata__"].pop("title"), "would have it say title, and it does not"),
+        (lambda header: header["__metadata__"].pop("title"), "would have it say title, and it does not"),
     ],
 )
-def test_edited_metadata(folder: Path, change: Change, said: str) -> None:
+def test_edited_metadata(folder: Path, change: Reworded, said: str) -> None:
     build(recipe(", metadata: { title: mix }, sidecars: sha256"))
-    forge(MIX, change)
+    reword(MIX, change)
     assert "the sha256 of mix.safetensors is" in why(MIX, exit_code=5)
     Path("out/mix.safetensors.sha256").unlink()
     assert "as it claims" in why(MIX)
     assert said in why("--rebuild", MIX, exit_code=6)
 
 
-def _graph(edit: Callable[[dict[str, object]], object]) -> Change:
-    def change(header: Header, data: bytearray) -> None:
+def _graph(edit: Callable[[dict[str, object]], object]) -> Reworded:
+    def change(header: Header) -> None:
         graph = json.loads(header["__metadata__"]["mergeflow"])
         edit(graph)
         header["__metadata__"]["mergeflow"] = json.dumps(graph)
@@ -160,6 +298,7 @@ def _graph(edit: Callable[[dict[str, object]], object]) -> Change:
     return change
 
 
+@pytest.mark.forges
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -175,15 +314,15 @@ def _graph(edit: Callable[[dict[str, object]], object]) -> Change:
         (say("modelspec.hash_sha256", "0x" + "1" * 64), "modelspec.hash_sha256 is 0x"),
     ],
 )
-def test_a_graph_that_cannot_be(folder: Path, change: Change, said: str) -> None:
+def test_a_graph_that_cannot_be(folder: Path, change: Reworded, said: str) -> None:
     build(recipe())
-    forge(MIX, change)
+    reword(MIX, change)
     assert said in why(MIX, exit_code=5)
 
 
 def test_an_edited_graph(folder: Path) -> None:
     build(recipe())
-    forge(MIX, _graph(lambda g: g.update(numerics=g["numerics"] - 1)))  # type: ignore[operator]
+    reword(MIX, _graph(lambda g: g.update(numerics=g["numerics"] - 1)))  # type: ignore[operator]
     assert "made it, this mergeflow has" in why("--rebuild", MIX, exit_code=6)
 
 
@@ -202,17 +341,19 @@ def test_an_edited_graph(folder: Path) -> None:
 def test_a_file_without_a_recipe_is_built_again_from_its_graph(folder: Path, text: str, file: Path) -> None:
     build(text)
     assert "byte for byte" in why("--rebuild", file)
+    digest = run_json("hash", "b.safetensors")["files"][0]["model"]
     Path("b.safetensors").unlink()
-    assert "is not to be found; it was b3:" in why("--rebuild", file, exit_code=4)
+    said = why("--rebuild", file, exit_code=4)
+    assert said == f"its source x_{digest[3:13]} is not to be found; it was {digest[:15]}…"
 
 
 def test_methods_that_are_not_exact_are_compared_by_a_tolerance(folder: Path) -> None:
     """Their graph says with what they were computed; another machine's is no other recipe."""
     build(recipe(expression="'a + truncate_rank(b - c, 2)'"))
     assert "byte for byte" in why("--rebuild", MIX)
-    text = parts(MIX)[0]["__metadata__"]["mergeflow"]
+    text = header_of(MIX)["__metadata__"]["mergeflow"]
     assert "torch-" in text
-    forge(MIX, say("mergeflow", re.sub(r"torch-[^ \"]*", "torch-1.0/other-machine", text)))
+    reword(MIX, say("mergeflow", re.sub(r"torch-[^ \"]*", "torch-1.0/other-machine", text)))
     assert "the same tensors" in why("--rebuild", MIX)
     forge(MIX, flip("layer.1.weight"), sign=True)
     assert re.search(r"the same but for [0-9.e-]+ of a tensor's size", why("--rebuild", MIX))
@@ -232,8 +373,7 @@ def test_what_cannot_be_built_again(folder: Path) -> None:
 
 def test_the_same_tensors_in_a_file_that_somebody_wrote_anew(folder: Path) -> None:
     build(recipe())
-    header, data = parts(MIX)
-    forge(MIX, lambda h, d: h.update({"__metadata__": dict(reversed(h["__metadata__"].items()))}))
-    assert parts(MIX)[1] == data
-    assert header.keys() == parts(MIX)[0].keys()
+    before = MIX.read_bytes()
+    reword(MIX, lambda header: header.update({"__metadata__": dict(reversed(header["__metadata__"].items()))}))
+    assert MIX.read_bytes() != before
     assert "the same tensors, in a file that is written otherwise" in why("--rebuild", MIX)

@@ -201,6 +201,7 @@ REFUSED = [
     ("sources: { a: { size: 3 } }", "2:15", "the source a has no path", ""),
     ("sources: { a: { path: x, sha256: 12ab } }", "2:34", "a sha256 is 64 hexadecimal digits, this has 4", ""),
     ("sources: { a: { path: x, hash: 12ab } }", "2:32", "a hash is 8, 10, 12 or 64", ""),
+    ("sources: { a: { path: x, hash: 'b3:12ab' } }", "2:32", "the digest of a model is b3: and 64", ""),
     ("sources: { a: { path: x, size: 4GB } }", "2:32", "a size is a whole number of bytes", ""),
     ("sources: { a: { path: x, recipe: y.yaml } }", "2:26", "either a path: or a recipe:", ""),
     ("sources: { a: { path: x, step: y } }", "2:26", "step: does not go with path:", ""),

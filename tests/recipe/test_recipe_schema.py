@@ -34,6 +34,7 @@ GOOD = [
     HEAD + "outputs: { a.safetensors: { from: x, metadata: { t: 1 }, replace: { vae: v } } }\n",
     HEAD + "outputs: { a.CKPT: x, b.pt: x, c.bin: x, d.safetensors: { from: x, shard_size: 1.5 GiB } }\n",
     HEAD + "sources: { a: hf:o/r/x.ckpt@v1, b: civitai:1@2, c: https://x/y, d: s3://b/k, e: hash:01234567 }\n",
+    HEAD + f"sources: {{ a: hash:b3:{'0' * 64}, b: {{ path: x, hash: 'b3:{'a' * 64}' }} }}\n",
     HEAD + f"sources: {{ a: {{ url: https://x/y, sha256: {'0' * 64} }}, b: {{ hf: o/r/x, path: y }} }}\n",
     HEAD + "sources: { a: { civitai: 3 }, b: C:\\x.ckpt }\n",
     HEAD + "defaults: { metadata_for: a1111, sidecars: [config, sha256] }\noutputs: { a.pth: x }\n",

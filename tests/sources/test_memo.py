@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -161,9 +162,13 @@ def test_a_quiet_file_is_read_once(memo: Memo, model: Path) -> None:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the pause that lets a file settle before it is read."""
+def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Without the pause that lets a file settle before it is read, and with a clock of so coarse a grain that all was
+    written just now, however slow the machine is; until this is called."""
+    grain = memos._FINE_GRAIN
     monkeypatch.setattr("mergeflow.sources.identify.wait_until_quiet", lambda path: None)
+    monkeypatch.setattr(memos, "_FINE_GRAIN", 3600 * 10**9)
+    return lambda: monkeypatch.setattr(memos, "_FINE_GRAIN", grain)
 
 
 def test_a_file_written_just_now_is_left_to_settle_and_then_remembered(memo: Memo, model: Path) -> None:
@@ -183,11 +188,11 @@ def test_nothing_waits_for_a_file_of_the_future_or_one_long_settled(
     assert slept == []
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_file_written_just_now_is_not_trusted(memo: Memo, model: Path) -> None:
+def test_a_file_written_just_now_is_not_trusted(memo: Memo, model: Path, later: Callable[[], None]) -> None:
     """It could be written again within the same tick of the clock, unseen."""
     model.write_bytes(model.read_bytes())
     assert hashed(model, memo)[1]
+    later()
     age(model)
     assert hashed(model, memo)[1]  # the first reading left no entry
     assert not hashed(model, memo)[1]
@@ -283,10 +288,10 @@ def changing(path: Path, times: int) -> Heard:
     return Changing()
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_file_that_changes_while_it_is_read_is_read_again(memo: Memo, model: Path) -> None:
+def test_a_file_that_changes_while_it_is_read_is_read_again(memo: Memo, model: Path, later: Callable[[], None]) -> None:
     found = identify(model, memo, changing(model, 1))
     assert fingerprint(model.stat()) in found.at
+    later()
     age(model)
     fresh, read = hashed(model, memo)
     assert read  # what was read a moment after a change is not remembered

@@ -29,8 +29,9 @@ from mergeflow.build.project import Project
 from mergeflow.build.quick import Asked, unchanged
 from mergeflow.build.storing import SIZE_VARIABLE, Shelf
 from mergeflow.errors import MergeflowError
-from mergeflow.formats import files
-from mergeflow.formats.files import PartFile, fingerprint
+from mergeflow.formats import processes
+from mergeflow.formats.files import fingerprint
+from mergeflow.formats.parts import PartFile
 from mergeflow.plan.cost import Rates
 from mergeflow.store import leases
 from mergeflow.store.objects import Limits
@@ -144,9 +145,9 @@ FAULTS: dict[str, Callable[[], BaseException]] = {
 @contextmanager
 def dying() -> Iterator[None]:
     """What is begun in here is left behind, as by a process that is dead."""
-    mark = files.process_mark().rpartition("-")[0] + "-1"
+    mark = processes.process_mark().rpartition("-")[0] + "-1"
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(files, "process_mark", return_value=mark))
+        stack.enter_context(mock.patch("mergeflow.formats.parts.process_mark", return_value=mark))
         stack.enter_context(mock.patch.object(leases, "process_mark", return_value=mark))
         stack.enter_context(mock.patch.object(PartFile, "discard", PartFile._close))
         yield

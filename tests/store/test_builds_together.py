@@ -37,7 +37,7 @@ TEXTS = {
 }  # fmt: skip
 
 BUILDER = """
-import hashlib, json, random, sqlite3, sys, time
+import hashlib, json, random, sys, time
 from dataclasses import replace
 from pathlib import Path
 import mergeflow
@@ -45,13 +45,11 @@ from mergeflow.build.storing import Shelf
 from mergeflow.events import Warned
 from mergeflow.plan.cost import Rates
 from support.builds import settings
+from support.stored import unlock_sqlite
 
 folder, number, locks, seconds = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], float(sys.argv[4])
 if locks == "none":  # SQLite's locks are all the locks there are
-    real = sqlite3.connect
-    def unlocked(path, **options):
-        return real(f"file:{path}?vfs=unix-none", uri=True, **options)
-    sqlite3.connect = unlocked
+    unlock_sqlite()
 Shelf._rates = lambda self: Rates(1e15, 1e15)
 warned = []
 def report(event):
@@ -77,14 +75,12 @@ print(json.dumps({"builds": builds, "found": found, "warned": warned}))
 """
 
 COLLECTOR = """
-import itertools, sqlite3, sys
+import itertools, sys
 from mergeflow.cli.cache import command
+from support.stored import unlock_sqlite
 folder, locks = sys.argv[1:]
 if locks == "none":
-    real = sqlite3.connect
-    def unlocked(path, **options):
-        return real(f"file:{path}?vfs=unix-none", uri=True, **options)
-    sqlite3.connect = unlocked
+    unlock_sqlite()
 for size in itertools.cycle(["0B", "20kB", "60kB"]):
     command.main(["gc", "--max-size", size, "--grace", "0s", "--cache", folder], standalone_mode=False)
 """

@@ -15,18 +15,15 @@ from mergeflow.store.local import LocalStore
 from mergeflow.store.objects import Limits
 
 CODE = """
-import random, sqlite3, sys, time
+import random, sys, time
 from pathlib import Path
 from mergeflow.store.local import LocalStore
 from mergeflow.store.objects import Limits
-from support.stored import key, put, right, tensors
+from support.stored import key, put, right, tensors, unlock_sqlite
 
 folder, number, locks, seconds = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], float(sys.argv[4])
 if locks == "none":  # SQLite's locks are all the locks there are
-    real = sqlite3.connect
-    def unlocked(path, **options):
-        return real(f"file:{path}?vfs=unix-none", uri=True, **options)
-    sqlite3.connect = unlocked
+    unlock_sqlite()
 random = random.Random(number)
 store = LocalStore(folder, lambda message: print(message, file=sys.stderr))
 groups = [[f"{group}{i}" for i in range(5)] for group in "abcdefgh"]

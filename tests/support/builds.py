@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -92,3 +93,36 @@ def python(code: str, *arguments: object, **environment: str) -> subprocess.Comp
         timeout=300,
         check=True,
     )
+
+
+# -- the same bytes, however they are made -------------------------------------------------------------------------
+
+_BUILD = """
+import sys, warnings
+warnings.simplefilter("ignore", ImportWarning)
+from pathlib import Path
+from support.builds import build
+build(Path(sys.argv[1]), sys.argv[2], jobs=2)
+"""
+
+
+def made(folder: Path, models: Path, text: str, **more: object) -> dict[str, str]:
+    """The hashes of a recipe's outputs by name, built in a folder where `models/` is a link to the models."""
+    folder.mkdir(exist_ok=True)
+    (folder / "models").symlink_to(models)
+    build(folder, text, **more)
+    return _hashes(folder)
+
+
+def made_elsewhere(folder: Path, models: Path, text: str, **environment: str) -> dict[str, str]:
+    """The same, built by another Python in an environment of its own. numpy knows names of x86's features on x86 alone,
+    and warns of them elsewhere."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        environment.pop("NPY_DISABLE_CPU_FEATURES", None)
+    (folder / "models").symlink_to(models)
+    python(_BUILD, folder, text, **environment)
+    return _hashes(folder)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {path.stem: sha256(path) for path in folder.glob("*.safetensors")}
