@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mergeflow.cli import complete, options
-from mergeflow.cli.text import print_json, table
+from mergeflow.cli.text import echo, print_json, table
 from mergeflow.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -53,10 +53,10 @@ def command(name: str | None, file: Path | None, as_json: bool) -> None:
         print_json(SCHEMA, architectures=[_told(a, known[a.name]) for a in chosen])
     elif name is None and file is None:
         rows = [(a.name, a.title, ", ".join(a.component_names), _origin(known[a.name])) for a in chosen]
-        click.echo("\n".join(table(rows, indent="")))
-        click.echo(f"\nyour own: NAME.toml in {user_places()[0]}")
+        echo("\n".join(table(rows, indent="")))
+        echo(f"\nyour own: NAME.toml in {user_places()[0]}")
     else:
-        click.echo("\n".join(_shown(chosen[0], known[chosen[0].name])))
+        echo("\n".join(_shown(chosen[0], known[chosen[0].name])))
 
 
 def _told(a: Architecture, origin: str) -> dict[str, object]:

@@ -11,7 +11,7 @@ import click
 
 from mergeflow.cli import failure, options
 from mergeflow.cli.report import Screen
-from mergeflow.cli.text import paint, plural, print_json, seconds
+from mergeflow.cli.text import echo, paint, plural, print_json, seconds
 from mergeflow.tensors import human_bytes
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def tell(result: BuildResult, screen: Screen, began: float, *, as_json: bool) ->
         more = {"seconds": round(took, 3), "bytes_saved": saved(result.outputs), "failed": result.failed}
         print_json(SCHEMA, outputs=made, stored=stored, warnings=screen.warnings, **more)
     else:
-        click.echo(summary(result, took))
+        echo(summary(result, took))
     if result.failed:
         codes = {output.error.exit_code for output in result.outputs if output.error is not None}
         click.get_current_context().exit(codes.pop() if len(codes) == 1 else 1)

@@ -14,7 +14,7 @@ import click
 from mergeflow.cli import options
 from mergeflow.cli.amounts import Duration, Share, Size
 from mergeflow.cli.report import Screen
-from mergeflow.cli.text import plural, print_json, table
+from mergeflow.cli.text import echo, plural, print_json, table
 from mergeflow.errors import IntegrityError, RecipeError
 from mergeflow.tensors import human_bytes
 
@@ -73,7 +73,7 @@ def info(as_json: bool, **given: Any) -> None:
     share = f" ({counted.hits / asked:.0%})" if asked else ""
     rows.append(("found", f"{counted.hits:,} of {plural(asked, 'tensor')} that builds asked for{share}"))
     rows.append(("saved", f"{human_bytes(counted.bytes_saved)} not computed again"))
-    click.echo("\n".join(table(rows, indent="")))
+    echo("\n".join(table(rows, indent="")))
 
 
 @command.command(short_help="list the objects")
@@ -92,7 +92,7 @@ def ls(sort: str, as_json: bool, **given: Any) -> None:
          _ago(now - o.used_ns), f"{o.title}{' (pinned)' if o.pinned else ''}")
         for o in objects
     ]  # fmt: skip
-    click.echo("\n".join(table(rows, indent="", right=(1, 2, 3, 4))) or "nothing is kept")
+    echo("\n".join(table(rows, indent="", right=(1, 2, 3, 4))) or "nothing is kept")
 
 
 @command.command(short_help="remove what was not used for long")
@@ -122,7 +122,7 @@ def gc(
         numbers = {name: getattr(collected, name) for name in ("freed", "left", "untouchable", "cleared", "adopted")}
         print_json(GC, removed=removed, **numbers, over=over, dry_run=dry_run)
     else:
-        click.echo("\n".join(_collected(collected, dry_run)))
+        echo("\n".join(_collected(collected, dry_run)))
 
 
 def _collected(collected: Collected, dry_run: bool) -> Iterator[str]:
@@ -162,7 +162,7 @@ def verify(sample: float | None, as_json: bool, **given: Any) -> None:
         read = f"{plural(verified.objects, 'object')}, {human_bytes(verified.nbytes)} read"
         count = len(verified.damaged)
         verdict = f"{count:,} {'was' if count == 1 else 'were'} damaged" if count else "all as it was written"
-        click.echo("\n".join([*rows, f"{read}: {verdict}"]))
+        echo("\n".join([*rows, f"{read}: {verdict}"]))
     click.get_current_context().exit(IntegrityError.exit_code if verified.damaged else 0)
 
 
@@ -222,7 +222,7 @@ def path(object_id: str | None, as_json: bool, **given: Any) -> None:
     if as_json:
         print_json(PATH, path=str(found))
     else:
-        click.echo(str(found))
+        echo(str(found))
 
 
 @contextmanager
@@ -262,7 +262,7 @@ def _changed(verb: str, objects: Sequence[ObjectInfo], as_json: bool) -> None:
         print_json(CHANGED, verb=verb, ids=[o.id for o in objects], bytes=sum(o.size for o in objects))
         return
     lines = table((f"{verb} {o.id[:SHORT]}", human_bytes(o.size), o.title) for o in objects)
-    click.echo("\n".join(lines) or "nothing was there")
+    echo("\n".join(lines) or "nothing was there")
 
 
 def _ago(duration_ns: int) -> str:

@@ -13,7 +13,7 @@ import click
 from mergeflow.cli import options
 from mergeflow.cli.kinds import kind_rows, told_kind
 from mergeflow.cli.report import Screen
-from mergeflow.cli.text import listed, paint, plural, print_json, table
+from mergeflow.cli.text import echo, listed, paint, plural, print_json, table
 from mergeflow.errors import IntegrityError, MergeflowError, MissingInput, RecipeError
 from mergeflow.tensors import human_bytes
 
@@ -72,7 +72,7 @@ def command(files: tuple[Path, ...], remember: str | None, as_json: bool) -> Non
     if as_json:
         print_json(SCHEMA, files=[_told(v) for v in verdicts])
     else:
-        click.echo("\n\n".join("\n".join(_lines(v)) for v in verdicts))
+        echo("\n\n".join("\n".join(_lines(v)) for v in verdicts))
     worst = max((v.verdict for v in verdicts), key=list(CODES).index)
     click.get_current_context().exit(CODES[worst])
 

@@ -9,7 +9,7 @@ import click
 
 from mergeflow.cli import options
 from mergeflow.cli.report import Screen
-from mergeflow.cli.text import plural, print_json
+from mergeflow.cli.text import echo, plural, print_json
 from mergeflow.tensors import human_bytes
 
 SCHEMA = "mergeflow/clean/1"
@@ -42,11 +42,11 @@ def command(names: tuple[str, ...], dry_run: bool, force: bool, as_json: bool, *
     for path in kept:
         screen.warn(f"{_near(path)} is not what mergeflow built there: it stays (--force removes it)")
     for path in removed:
-        click.echo(f"  {'would remove' if dry_run else 'removed'} {_near(path)}")
+        echo(f"  {'would remove' if dry_run else 'removed'} {_near(path)}")
     if removed:
-        click.echo(f"{plural(len(removed), 'file')}, {human_bytes(freed)}")
+        echo(f"{plural(len(removed), 'file')}, {human_bytes(freed)}")
     elif not kept:
-        click.echo("there is nothing to remove")
+        echo("there is nothing to remove")
 
 
 def _near(path: Path) -> str:

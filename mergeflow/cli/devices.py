@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mergeflow.cli import options
-from mergeflow.cli.text import plural, print_json, table
+from mergeflow.cli.text import echo, plural, print_json, table
 from mergeflow.tensors import human_bytes
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def command(measure: bool, as_json: bool, **given: Any) -> None:
     if as_json:
         print_json(SCHEMA, **data)
     else:
-        click.echo("\n".join(_lines(data)))
+        echo("\n".join(_lines(data)))
 
 
 def _rates(machine: Machine) -> dict[str, float]:

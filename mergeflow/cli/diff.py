@@ -12,7 +12,7 @@ import click
 
 from mergeflow.cli import options
 from mergeflow.cli.report import Screen
-from mergeflow.cli.text import plural, print_json, table
+from mergeflow.cli.text import echo, plural, print_json, table
 
 if TYPE_CHECKING:
     from mergeflow.build.compare import Compared, Comparison, Sums, Tally
@@ -58,8 +58,8 @@ def command(a: Path, b: Path, tensors: bool, picture: Path | None, as_json: bool
     if as_json:
         print_json(SCHEMA, a=str(a), b=str(b), equal=result.equal, **_told(result, tensors))
     else:
-        click.echo(f"{a} → {b}: {_summary(result)}")
-        click.echo("\n".join(_lines(result, tensors)))
+        echo(f"{a} → {b}: {_summary(result)}")
+        echo("\n".join(_lines(result, tensors)))
     click.get_current_context().exit(0 if result.equal else 3)
 
 

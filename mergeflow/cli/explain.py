@@ -10,7 +10,7 @@ import click
 
 from mergeflow.cli import options
 from mergeflow.cli.report import Screen
-from mergeflow.cli.text import kept_file, listed, plural, print_json, table
+from mergeflow.cli.text import echo, kept_file, listed, plural, print_json, table
 from mergeflow.tensors import human_bytes
 
 if TYPE_CHECKING:
@@ -52,10 +52,10 @@ def command(names: tuple[str, ...], tensors: bool, key: bool, tensor: str | None
         print_json(SCHEMA, outputs=entries, warnings=screen.warnings)
     elif key:
         text, its_key = preimage(plan, plan.outputs[0], tensor)
-        click.echo(text, nl=False)
-        click.echo(f"its key is {its_key}", err=True)
+        echo(text, nl=False)
+        echo(f"its key is {its_key}", err=True)
     else:
-        click.echo("\n".join(_lines(plan, tensors)))
+        echo("\n".join(_lines(plan, tensors)))
 
 
 def preimage(plan: Plan, output: OutputPlan, tensor: str | None) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from mergeflow.cli import complete, options
-from mergeflow.cli.text import print_json
+from mergeflow.cli.text import echo, print_json
 from mergeflow.errors import RecipeError
 
 SCHEMA = "mergeflow/export/1"
@@ -51,8 +51,8 @@ def command(
         print_json(SCHEMA, to=to, losses=list(found.losses), text=found.text, file=file)
         return
     for loss in found.losses:
-        click.echo(f"not as here: {loss}", err=True)
+        echo(f"not as here: {loss}", err=True)
     if output is None:
-        click.echo(found.text, nl=False)
+        echo(found.text, nl=False)
     else:
-        click.echo(f"wrote {output}")
+        echo(f"wrote {output}")

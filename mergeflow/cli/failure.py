@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import click
 
-from mergeflow.cli.text import json_text, paint
+from mergeflow.cli.text import echo, json_text, paint
 from mergeflow.errors import MergeflowError, Place
 
 SCHEMA = "mergeflow/error/1"
@@ -51,17 +51,17 @@ def tell(error: BaseException, arguments: Sequence[str]) -> int:
     if isinstance(error, BrokenPipeError):
         return _quiet()
     if isinstance(error, _NO_ARGUMENTS):
-        click.echo(error.format_message(), err=True)
+        echo(error.format_message(), err=True)
         return 2
     flags = arguments[: arguments.index("--")] if "--" in arguments else arguments
     failed = judge(error)
     if failed.trace or "--debug" in flags:
-        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+        echo("".join(traceback.format_exception(error)), err=True, nl=False)
     label = f"{paint(failed.label, fg='red', bold=True)} " if failed.label else ""
-    click.echo(f"mergeflow: {label}{shown(failed)}", err=True)
+    echo(f"mergeflow: {label}{shown(failed)}", err=True)
     if "--json" in flags:
         place = failed.place and {name: getattr(failed.place, name) for name in ("file", "line", "column", "text")}
-        click.echo(
+        echo(
             json_text(SCHEMA, message=failed.message, place=place or None, hint=failed.hint, exit_code=failed.exit_code)
         )
     return failed.exit_code

@@ -10,7 +10,7 @@ import click
 
 from mergeflow.cli import failure, options
 from mergeflow.cli.report import Screen
-from mergeflow.cli.text import paint, plural, print_json, table
+from mergeflow.cli.text import echo, paint, plural, print_json, table
 from mergeflow.digest import shortened
 from mergeflow.errors import MergeflowError, NotReproducible
 
@@ -59,10 +59,10 @@ def command(recipe: str | None, as_json: bool, offline: bool, **given: Any) -> N
     if as_json:
         print_json(SCHEMA, sources=[asdict(outcome) for outcome in outcomes])
     else:
-        click.echo("\n".join(table([(o.how, o.name, o.file) for o in outcomes], indent="", limit=60)))
+        echo("\n".join(table([(o.how, o.name, o.file) for o in outcomes], indent="", limit=60)))
         counts = Counter(outcome.how for outcome in outcomes)
         told = ", ".join(f"{counts[how]:,} {how}" for how in (HERE, FOUND, FETCHED, FAILED) if counts[how])
-        click.echo(f"{plural(len(outcomes), 'source')}: {told}")
+        echo(f"{plural(len(outcomes), 'source')}: {told}")
     codes = {outcome.exit_code for outcome in outcomes if outcome.error is not None}
     if codes:
         click.get_current_context().exit(codes.pop() if len(codes) == 1 else 1)

@@ -12,7 +12,7 @@ import click
 
 from mergeflow.cli import options
 from mergeflow.cli.report import Screen
-from mergeflow.cli.text import json_text, table
+from mergeflow.cli.text import echo, json_text, table
 
 if TYPE_CHECKING:
     from mergeflow.build.compare import Comparison
@@ -65,12 +65,12 @@ def command(
     else:
         text = _of_recipe(names, form, changes, given)
     if out is None:
-        click.echo(text)
+        echo(text)
         return
     from mergeflow.formats.parts import write_text_file
 
     write_text_file(out, text.rstrip("\n") + "\n")
-    click.echo(f"drawn: {out}", err=True)
+    echo(f"drawn: {out}", err=True)
 
 
 # -- of a recipe -----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import click
 
 from mergeflow.cli import options
 from mergeflow.cli.report import Screen
-from mergeflow.cli.text import print_json, table
+from mergeflow.cli.text import echo, print_json, table
 from mergeflow.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -42,12 +42,12 @@ def command(files: tuple[Path, ...], only: str | None, as_json: bool) -> None:
     if as_json:
         print_json(SCHEMA, files=[{"file": str(file), **values} for file, values in found.items()])
     elif only:
-        click.echo("\n".join(_line(str(values[only]), str(file)) for file, values in found.items()))
+        echo("\n".join(_line(str(values[only]), str(file)) for file, values in found.items()))
     else:
         for file, values in found.items():
-            click.echo(str(file))
+            echo(str(file))
             rows = [(name, value or "-", LABELS[name]) for name, value in values.items()]
-            click.echo("\n".join(table(rows, limit=80)))
+            echo("\n".join(table(rows, limit=80)))
 
 
 def hashes(file: Path, only: str | None, memo: Memo, screen: Screen) -> dict[str, str | None]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from mergeflow.cli import options
-from mergeflow.cli.text import print_json
+from mergeflow.cli.text import echo, print_json
 from mergeflow.errors import RecipeError
 
 SCHEMA = "mergeflow/import/1"
@@ -53,8 +53,8 @@ def command(file: Path, output: Path | None, row: int | None, faithful: bool, as
         print_json(SCHEMA, origin=found.origin, losses=list(found.losses), recipe=found.text, file=written)
         return
     for loss in found.losses:
-        click.echo(f"not as there: {loss}", err=True)
+        echo(f"not as there: {loss}", err=True)
     if output is None:
-        click.echo(found.text, nl=False)
+        echo(found.text, nl=False)
         return
-    click.echo(f"wrote {output}, from {found.origin}")
+    echo(f"wrote {output}, from {found.origin}")

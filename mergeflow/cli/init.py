@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from mergeflow.cli import options
+from mergeflow.cli.text import echo
 from mergeflow.errors import RecipeError
 
 STARTER = """\
@@ -43,4 +44,4 @@ def command(file: Path) -> None:
     if file.exists():
         raise RecipeError(f"{file} exists already", hint="name another file")
     write_text_file(file, STARTER)
-    click.echo(f"wrote {file}: put your models' paths in it, then `mergeflow plan`")
+    echo(f"wrote {file}: put your models' paths in it, then `mergeflow plan`")

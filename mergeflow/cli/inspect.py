@@ -13,7 +13,7 @@ import click
 
 from mergeflow.cli import options
 from mergeflow.cli.kinds import kind_rows, told_kind
-from mergeflow.cli.text import listed, plural, print_json, table
+from mergeflow.cli.text import echo, listed, plural, print_json, table
 from mergeflow.tensors import TensorSpec, human_bytes
 
 SCHEMA = "mergeflow/inspect/1"
@@ -33,7 +33,7 @@ def command(file: Path, tensors: bool, as_json: bool) -> None:
     if as_json:
         print_json(SCHEMA, **data)
     else:
-        click.echo("\n".join(_lines(data, tensors)))
+        echo("\n".join(_lines(data, tensors)))
 
 
 def look(file: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import click
 
 from mergeflow.cli import options
 from mergeflow.cli.report import Screen
-from mergeflow.cli.text import plural, print_json
+from mergeflow.cli.text import echo, plural, print_json
 from mergeflow.errors import Differs
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def command(recipe: str | None, check: bool, as_json: bool, **given: Any) -> Non
         print_json(SCHEMA, file=str(path), changes=changes, written=not check and bool(changes), not_built=unbuilt)
     elif not first:
         for line in changes:
-            click.echo(f"  {line}")
+            echo(f"  {line}")
     if check and changes:
         if as_json:
             click.get_current_context().exit(Differs.exit_code)
@@ -57,7 +57,7 @@ def command(recipe: str | None, check: bool, as_json: bool, **given: Any) -> Non
         what = f"{plural(len(new.sources), 'source')}, {plural(len(new.outputs), 'output')}"
         what += f" ({unbuilt:,} of them not built yet)" if unbuilt else ""
         done = f"{path} holds" if check else f"wrote {path}" if changes else f"{path} is unchanged"
-        click.echo(f"{done}: {what}")
+        echo(f"{done}: {what}")
 
 
 def keep_expected(old: Lock, new: Lock) -> Lock:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mergeflow.cli import complete, options
-from mergeflow.cli.text import print_json, table
+from mergeflow.cli.text import echo, print_json, table
 from mergeflow.errors import MergeflowError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def command(name: str | None, as_json: bool) -> None:
         if as_json:
             print_json(SCHEMA, methods=[_entry(method)])
         else:
-            click.echo("\n".join(page(method)))
+            echo("\n".join(page(method)))
         return
     methods, plugins = built_in(), list(of_plugins())
     if as_json:
@@ -54,7 +54,7 @@ def command(name: str | None, as_json: bool) -> None:
     lines = [(key, method.formula) for key, method in methods.items()]
     lines += [(key, _offered(method)) for key, method in plugins]
     width = max(len(key) for key, _ in lines)
-    click.echo("\n".join(f"{key:{width}}  {text}" for key, text in lines))
+    echo("\n".join(f"{key:{width}}  {text}" for key, text in lines))
 
 
 def _offered(found: Method | MergeflowError) -> str:

@@ -12,7 +12,7 @@ import click
 
 from mergeflow.cli import options
 from mergeflow.cli.report import Screen
-from mergeflow.cli.text import kept_file, listed, plural, print_json, seconds, table
+from mergeflow.cli.text import echo, kept_file, listed, plural, print_json, seconds, table
 from mergeflow.tensors import human_bytes
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def show(plan: Plan, screen: Screen, *, as_json: bool, everything: bool = False)
     if as_json:
         print_json(SCHEMA, **data, warnings=screen.warnings)
     else:
-        click.echo("\n".join(_lines(data, everything=everything)))
+        echo("\n".join(_lines(data, everything=everything)))
 
 
 def _lines(data: dict[str, Any], *, everything: bool) -> Iterator[str]:

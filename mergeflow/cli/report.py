@@ -13,9 +13,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-import click
-
-from mergeflow.cli.text import paint, seconds
+from mergeflow.cli.text import echo, paint, seconds
 from mergeflow.events import Event, Noted, OutputDone, PhaseEnded, PhaseStarted, Progressed, Warned
 from mergeflow.tensors import human_bytes
 
@@ -64,7 +62,7 @@ class Screen:
         if self._line is not None:
             self._line.say(text)
         else:
-            click.echo(text, err=True)
+            echo(text, err=True)
 
     def _start(self, event: PhaseStarted) -> None:
         self._stop()

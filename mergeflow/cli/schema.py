@@ -7,6 +7,7 @@ import json
 import click
 
 from mergeflow.cli import options
+from mergeflow.cli.text import echo
 
 
 @click.command()
@@ -21,4 +22,4 @@ def command() -> None:
     """
     from mergeflow.recipe import schema
 
-    click.echo(json.dumps(schema(), indent=2))
+    echo(json.dumps(schema(), indent=2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,15 @@ import click
 def paint(text: str, **style: Any) -> str:
     """Coloured, where the terminal shows colours (click strips them elsewhere) and NO_COLOR is not set."""
     return text if os.environ.get("NO_COLOR") else click.style(text, **style)
+
+
+_CONTROL = re.compile(r"(\x1b\[[0-9;]*m)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def echo(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """All that is printed but JSON. Names and metadata of files are whatever their makers wrote: control characters
+    are shown as escapes, so that none moves the cursor or renames a window; colours stay."""
+    click.echo(_CONTROL.sub(lambda found: found[1] or ascii(found[0])[1:-1], text), err=err, nl=nl)
 
 
 def json_text(schema: str, **fields: Any) -> str:

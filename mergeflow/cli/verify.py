@@ -12,7 +12,7 @@ import click
 
 from mergeflow.cli import options
 from mergeflow.cli.report import Screen
-from mergeflow.cli.text import print_json, table
+from mergeflow.cli.text import echo, print_json, table
 
 if TYPE_CHECKING:
     from mergeflow.build.verification import Again, Verdict
@@ -117,9 +117,9 @@ def command(
     if as_json:
         print_json(SCHEMA, files=[asdict(verdict) for verdict in verdicts])
     else:
-        click.echo("\n".join(table([(v.verdict, v.file, v.why) for v in verdicts], indent="", limit=60)))
+        echo("\n".join(table([(v.verdict, v.file, v.why) for v in verdicts], indent="", limit=60)))
         for hint in dict.fromkeys(v.hint for v in verdicts if v.hint):
-            click.echo(f"  hint: {hint}")
+            echo(f"  hint: {hint}")
     worst = max((v.verdict for v in verdicts), key=list(CODES).index)
     click.get_current_context().exit(CODES[worst])
 

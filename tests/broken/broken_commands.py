@@ -43,7 +43,7 @@ OPTIONS = [
     call("memory-zero", 2, "build recipe.yaml --memory 0"),
     call("memory-percent", 2, "build recipe.yaml --memory 50%"),
     call("memory-of-many-digits", 2, "build recipe.yaml --memory " + "9" * 400),
-    call("memory-too-small", 7, "build recipe.yaml --memory 100MB"),
+    call("memory-too-small", 7, "build recipe.yaml --memory 50MB"),
     call("device-unknown", 2, "build recipe.yaml --device tpu"),
     call("output-root-missing-argument", 2, "build recipe.yaml --output-root"),
     call("json-error", 2, "build recipe.yaml --set mm=0.4 --json"),

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
+from support.commands import run
 
 from mergeflow.build import storing, targets
 from mergeflow.build.machine import parse_memory
@@ -48,3 +53,15 @@ def test_drives_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert storing._there(Path("/no/such")) == Path("/no/such")
     with pytest.raises(ResourceError, match="there is no /"):
         targets._check_writable("mix.safetensors", Path("/no/such/mix.safetensors"), Place())
+
+
+def test_names_in_a_file_cannot_move_the_cursor(tmp_path: Path) -> None:
+    file = tmp_path / "odd.safetensors"
+    name, note = "a\x1b]0;renamed\x07", "b\x1b[2Jc\x9b1A"
+    save_file({name: np.zeros(2, np.float32)}, file, metadata={"note": note})
+    for arguments in (["inspect", file, "--tensors"], ["diff", file, file], ["check", file]):
+        shown = run(*arguments).stdout
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", shown), arguments
+    assert r"a\x1b]0;renamed\x07" in run("inspect", file, "--tensors").stdout
+    told = json.loads(run("inspect", file, "--json").stdout)
+    assert told["metadata"]["note"] == note

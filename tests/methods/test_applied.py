@@ -151,9 +151,9 @@ def test_why_it_is_built_again(tmp_path: Path, models: dict[str, Model], monkeyp
     build(tmp_path, text)
     assert plan(tmp_path, text).outputs[0].reason == "it is up to date"
     assert plan(tmp_path, text + "options: { seed: 5 }\n").outputs[0].reason == "the seed changed: 0 → 5"
-    newer = replace(sparse.DROP, kernel=replace(sparse.DROP.kernel, version=2))
+    newer = replace(sparse.DROP, kernel=replace(sparse.DROP.kernel, version=3))
     monkeypatch.setattr(sparse, "DROP", newer)
-    assert plan(tmp_path, text).outputs[0].reason == "the method dare_drop changed: version 1 → version 2"
+    assert plan(tmp_path, text).outputs[0].reason == "the method dare_drop changed: version 2 → version 3"
 
 
 def test_what_a_file_says_of_itself(tmp_path: Path, models: dict[str, Model]) -> None:
