@@ -36,10 +36,10 @@ arch: $(STAMP) ## the import layers
 	$(BIN)/lint-imports
 
 test: $(STAMP) ## unit, property, contract, golden, fault and command line tests
-	$(BIN)/pytest -m "not slow and not gpu" -n 2
+	$(BIN)/pytest -m "not slow and not gpu" -n 2 --dist loadfile
 
 test-all: $(STAMP) ## the slow rest as well; whatever tests build is accepted by `mergeflow verify`
-	$(BIN)/pytest -m "not gpu" -n 2 --verify-outputs
+	$(BIN)/pytest -m "not gpu" -n 2 --dist loadfile --verify-outputs
 
 test-peers: $(STAMP) ## methods against sd-mecha and mergekit, in an environment of their own
 	$(BIN)/python -m bench.peers
