@@ -20,6 +20,7 @@ import mergeflow
 from bench.contenders import ROOT
 from mergeflow.arch import get
 from mergeflow.build.project import Project
+from mergeflow.cli.describe import describe
 from mergeflow.formats.contents import read_contents
 from mergeflow.plan.plans import Plan
 from mergeflow.recipe import load
@@ -61,6 +62,7 @@ def small() -> dict[str, Case]:
     return {
         "reading 10,000 steps": lambda folder: reading(folder, chain()),
         "planning a chain of 10,000 steps": lambda folder: planning(folder, chain()),
+        "the forms of all its steps, as `plan --all` shows them": lambda folder: showing(folder, chain()),
         "a chain of 2,000 weighted sums, shares of 2,000 digits": lambda folder: planning(folder, fractions()),
         "a graph of depth 100 with 2^100 paths": lambda folder: planning(folder, shared()),
         "40 rounding points with 2^40 paths": lambda folder: planning(folder, rounded()),
@@ -135,6 +137,11 @@ def hashing(folder: Path) -> float:
 
 def planning(folder: Path, text: str) -> float:
     return seconds(lambda: plan(folder, text))
+
+
+def showing(folder: Path, text: str) -> float:
+    made = plan(folder, text)
+    return seconds(lambda: describe(made))
 
 
 def cutting(folder: Path) -> float:

@@ -34,6 +34,15 @@ class PhaseEnded(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Planning(Event):
+    """So many of the outputs are planned; told before each of them and, with `done` equal to `total`, when all of the
+    plan is made."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class OutputDone(Event):
     """One output file is complete, or was complete already. `reason` says why in one line."""
 

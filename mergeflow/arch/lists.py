@@ -79,6 +79,8 @@ def _numbers(text: str) -> list[Fraction]:
         if not NUMBER.fullmatch(word) or len(word) > LONGEST:
             at = f" after {words[i - 2]}" if i > 1 else ""
             hint = "where two numbers grew together, a comma was lost" if word.count(".") > 1 else ""
+            if len(words) == 1 and word[:1].isalpha():
+                hint = f"the name of a preset goes under preset: {word}"
             raise RecipeError(f"{word} (number {i} of {len(words)}{at}) is not a number", hint=hint)
     return [Fraction(word) for word in words]
 

@@ -21,10 +21,15 @@ from typing import NoReturn
 
 from mergeflow.arch.base import Architecture
 from mergeflow.arch.blocks import BASE
-from mergeflow.errors import Place, RecipeError, UnknownName
+from mergeflow.errors import Place, RecipeError, UnknownName, nearest
 
 RANGE = re.compile(r"(\S*?[0-9]|[A-Z]+[0-9]*)-(\S*?[0-9]|[A-Z]+[0-9]*)")
 WILDCARDS = frozenset("*?[")
+_SPAN = re.compile(r"(\S+?)\s*(?:\.\.+|…|–|:)\s*(\S+)")  # what people write for a range
+_ELSEWHERE = {  # what other tools, and people, call parts of models
+    "te": "text_encoder", "text": "text_encoder", "encoder": "text_encoder",
+    "mid": "M00", "middle": "M00", "transformer": "diffuser", "dit": "diffuser",
+}  # fmt: skip
 
 
 class Rank(IntEnum):
@@ -162,6 +167,12 @@ class _Index:
         hint = "a pattern has a wildcard, as in '*.attn1.*'"
         if not parts:
             hint = f"the architecture is not known, nor are its parts; {hint}"
+        elif (ends := _SPAN.fullmatch(name)) and {*ends.groups()} <= {*self.known}:
+            raise RecipeError(f"{name} is no range of blocks", place=place, hint=f"write {ends[1]}-{ends[2]}")
+        elif (other := _ELSEWHERE.get(name.casefold())) in parts:
+            raise UnknownName(what, name, (), place=place, hint=f"did you mean {other}? {hint}")
+        elif not nearest(name, [*parts, "default", *self.names[:5000]]):
+            hint = f"there are {', '.join([*architecture.component_names, *architecture.layout.order])}; {hint}"
         padded = re.sub(r"(?<=[A-Z])(?=[0-9]$)", "0", name)  # IN0, for IN00
         meant = [padded] if padded in self.known else [*parts, "default", *self.names[:5000]]
         raise UnknownName(what, name, meant, place=place, hint=hint)

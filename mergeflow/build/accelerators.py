@@ -1,9 +1,9 @@
 """Which accelerators this machine has, without importing torch: planning must not, and it takes seconds.
 
 NVIDIA's own library (NVML) is asked through ctypes: it comes with the driver, answers in milliseconds, and wakes no
-device. Whether torch could use what it names is read from torch's version file. On a Mac with Apple silicon there is
-one, MPS. Other cards that torch can use (AMD's, as `cuda` too) are not seen from outside, so `auto` does not choose
-them; who asks for them by --device has torch asked.
+device. Whether torch could use what it names, with the driver there is, is read from torch's version file. On a Mac
+with Apple silicon there is one, MPS. Other cards that torch can use (AMD's, as `cuda` too) are not seen from outside,
+so `auto` does not choose them; who asks for them by --device has torch asked.
 """
 
 from __future__ import annotations
@@ -59,11 +59,12 @@ def look(device: str) -> tuple[Accelerator, ...]:
 
 
 def _cuda() -> list[Accelerator]:
-    """NVIDIA's cards as one accelerator of several; none where torch has no CUDA."""
-    if sys.platform != "win32" and not any(map(os.path.exists, _SIGNS)):
+    """NVIDIA's cards as one accelerator of several; none where torch has no CUDA, or a newer one than the driver."""
+    if not driver_is_there():
         return []
-    cards = visible(_cards(), os.environ.get("CUDA_VISIBLE_DEVICES"))
-    if not cards or not _torch_has_cuda():
+    needed = _cuda_of_torch()
+    cards = visible(_cards(needed), os.environ.get("CUDA_VISIBLE_DEVICES")) if needed else []
+    if not cards:
         return []
     link = min(card.link for card in cards) or Accelerator("", (), (), ()).up
     return [
@@ -72,6 +73,11 @@ def _cuda() -> list[Accelerator]:
             up=link, down=link, term=_TERM,
         )
     ]  # fmt: skip
+
+
+def driver_is_there() -> bool:
+    """Whether NVIDIA's driver may be: it leaves signs, but for Windows."""
+    return sys.platform == "win32" or any(map(os.path.exists, _SIGNS))
 
 
 def visible(cards: list[Card], said: str | None) -> list[Card]:
@@ -90,8 +96,9 @@ def visible(cards: list[Card], said: str | None) -> list[Card]:
     return left
 
 
-def _cards() -> list[Card]:
-    """What NVML says; nothing where it is not there or does not answer."""
+def _cards(needed: int) -> list[Card]:
+    """What NVML says; nothing where it is not there, does not answer, or the driver is older than the CUDA that is
+    `needed` (its first number: drivers run all of one)."""
     try:
         nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
     except OSError:
@@ -99,8 +106,11 @@ def _cards() -> list[Card]:
     if nvml.nvmlInit_v2() != 0:
         return []
     try:
-        count = ctypes.c_uint()
+        count, cuda = ctypes.c_uint(), ctypes.c_int()
         if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
+            return []
+        ask = getattr(nvml, "nvmlSystemGetCudaDriverVersion_v2", None)
+        if ask is None or (ask(ctypes.byref(cuda)) == 0 and cuda.value // 1000 < needed):
             return []
         return [card for i in range(count.value) if (card := _card(nvml, i)) is not None]
     finally:
@@ -121,16 +131,18 @@ def _card(nvml: ctypes.CDLL, number: int) -> Card | None:
     return Card(name.value.decode(errors="replace"), memory.total, memory.free, link)
 
 
-def _torch_has_cuda() -> bool:
-    """From torch's version file: to find a package is not to import it."""
+def _cuda_of_torch() -> int:
+    """The first number of the CUDA that torch was built with, 0 where it was built without, from its version file: to
+    find a package is not to import it."""
     spec = find_spec("torch")
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
         try:
             text = (Path(folder) / "version.py").read_text(encoding="utf-8")
         except OSError:
             continue
-        return re.search(r"^(cuda|hip)\b[^=\n]*= *['\"]", text, re.M) is not None
-    return False
+        said = re.search(r"^cuda\b[^=\n]*= *['\"](\d+)", text, re.M)
+        return int(said[1]) if said else 0
+    return 0
 
 
 def _mps() -> list[Accelerator]:

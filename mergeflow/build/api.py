@@ -55,15 +55,18 @@ def merge(
     """One merge without a recipe file: `names` are the expression's models (paths) and numbers.
 
     Models may be addresses too, which are downloaded if `settings` has `fetch`. Numbers are taken as Python prints them
-    (0.1 is exactly one tenth). `out` may be anywhere; it is the output root's file unless `settings` names another
-    root.
+    (0.1 is exactly one tenth). `out` may be anywhere, and records lie beside it; where `settings` names an output root,
+    `out` is below that one, and records lie there.
 
     Raises:
         MergeflowError: as a build of the same recipe would.
     """
     target = Path(out).resolve()
-    root = settings.output_root.resolve() if settings is not None else target.parent
-    settings = replace(settings or Settings(), output_root=root)
+    settings = settings or Settings(output_root=target.parent)
+    root = settings.output_root.resolve()
+    if not target.is_relative_to(root) and root == Path.cwd():  # which is what Settings say where nobody chose one
+        root = target.parent
+    settings = replace(settings, output_root=root)
     texts = {name: _text(value) for name, value in names.items()}
     relative = target.relative_to(root) if target.is_relative_to(root) else target
     with Project(from_command(expression, texts, relative.as_posix(), dtype), settings, report) as project:

@@ -117,8 +117,9 @@ class Execution:
         began = time.monotonic()
         try:
             finished = write_outputs(
-                self._plan, members, find(placement.device), self._report, self._expected, self._store, check
-            )
+                self._plan, members, find(placement.device), self._report, self._expected, self._store, check,
+                partial=self._settings.keep_going,
+            )  # fmt: skip
         except MergeflowError as error:
             if not self._settings.keep_going:
                 raise

@@ -29,12 +29,13 @@ def note_keys(output: OutputPlan, at: Sequence[Fingerprint], records: Records) -
     tensors of this one under wrong names."""
     for path, now, held in zip(output.files, at, output.layout.holds(), strict=True):
         works = sorted(output.works[held], key=lambda work: work.name)
-        keys = [bytes.fromhex(work.key.removeprefix(_PREFIX)) for work in works]
-        records.put_made(path, b"".join([_mark(now), *keys]))
+        keys = b"".join([bytes.fromhex(work.key.removeprefix(_PREFIX)) for work in works])
+        records.put_made(path, _mark(now, keys) + keys)
 
 
-def _mark(at: Fingerprint) -> bytes:
-    return hash_bytes(" ".join(map(str, at)).encode())
+def _mark(at: Fingerprint, keys: bytes) -> bytes:
+    """Over the keys as well: where the index was damaged, some of them may be those of another file."""
+    return hash_bytes(" ".join(map(str, at)).encode() + b"\n" + keys)
 
 
 def tally(plan: Plan, output: OutputPlan) -> Tally:
@@ -96,7 +97,7 @@ def _intact(records: Records) -> Iterator[tuple[Path, Fingerprint]]:
 def _tensors(path: Path, at: Fingerprint, wanted: set[str], records: Records, memo: Memo) -> dict[str, Kept]:
     blob = records.made(path)
     keys = _keys(blob[_KEY:])
-    if blob[:_KEY] != _mark(at) or wanted.isdisjoint(keys):
+    if blob[:_KEY] != _mark(at, blob[_KEY:]) or wanted.isdisjoint(keys):
         return {}
     known = memo.find(at)
     try:

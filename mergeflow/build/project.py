@@ -30,7 +30,7 @@ from mergeflow.errors import (
     Place,
     RecipeError,
 )
-from mergeflow.events import Reporter, Warned, silent
+from mergeflow.events import Planning, Reporter, Warned, silent
 from mergeflow.plan.bind import bind
 from mergeflow.plan.bound import Bound
 from mergeflow.plan.facts import SourceFacts
@@ -105,6 +105,7 @@ class Project:
             lambda keys: find_kept(keys, self.records, self.memo, sorted({path.parent for path in files.values()})),
             self.shelf.storing(),
             cache(lambda: self._machine(facts)),
+            lambda done, total: self.report(Planning(done, total)),
         )
         return make_plan(self.bound, facts, request)
 

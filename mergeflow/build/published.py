@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from mergeflow.build.settings import Tally
 from mergeflow.build.state import is_recorded, put_records
-from mergeflow.build.told import TOLD, is_told, tell
 from mergeflow.digest import model_digest, printable
 from mergeflow.errors import MergeflowError, RecipeError
 from mergeflow.events import Reporter
@@ -28,6 +27,8 @@ from mergeflow.store.records import OutputRecord, Records
 if TYPE_CHECKING:
     from mergeflow.executor.outputs import Written
     from mergeflow.formats.scan import Content
+
+TOLD = ("provenance", "card")  # what `mergeflow.build.told` writes; most outputs have neither
 
 
 def made_now(counts: Tally, took: float) -> dict[str, Any]:
@@ -163,7 +164,7 @@ def strange_side_file(output: OutputPlan, bound: Bound, wanted: dict[Path, bytes
         if kind == "config":
             same = path.read_bytes() == wanted[path]
         else:
-            same = is_told(kind, path) if kind in TOLD else beside.is_sums(path, output.target)
+            same = _is_told(kind, path) if kind in TOLD else beside.is_sums(path, output.target)
         if not same:
             return path
     return None
@@ -182,6 +183,8 @@ def leave_side_files(
             data = beside.sums_text(_hashes(output, memo, report)).encode()
         else:
             if kind in TOLD:
+                from mergeflow.build.told import tell
+
                 files = {file.name: sha256 for file, sha256 in _hashes(output, memo, report).items()}
                 of_output = records.find(output.target)
                 data = tell(kind, plan, output, files, of_output.model if of_output else "", memo, report)
@@ -220,10 +223,19 @@ def remove_side_files(target: Path, records: Records) -> None:
         (claims, read_claims(claims) is not None),
         (sums, beside.is_sums(sums, target)),
         (config, is_recorded(config, records.find(config))),
-        (statement := beside.statement_path(target), is_told("provenance", statement)),
-        (card := beside.card_path(target), is_told("card", card)),
+        (statement := beside.statement_path(target), _is_told("provenance", statement)),
+        (card := beside.card_path(target), _is_told("card", card)),
     ]
     for path, is_mine in ours:
         if is_mine:
             path.unlink(missing_ok=True)
             records.forget(path)
+
+
+def _is_told(kind: str, path: Path) -> bool:
+    """Whether mergeflow wrote a statement or a card as it is."""
+    if not path.exists():
+        return False
+    from mergeflow.build.told import is_told
+
+    return is_told(kind, path)

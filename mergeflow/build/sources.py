@@ -141,6 +141,17 @@ class Sources:
         return self._identified[source]
 
 
+def _not_as_typed(path: str) -> str:
+    """What a shell or an editor would have made of this path, and mergeflow does not; '' when nothing."""
+    if path[:1] in tuple("“”„‟‘’«»"):
+        return "these are typographic quotes, which belong to the path here: write \" or ' in their place"
+    if path.startswith("~") or "$" in path or "%" in path:
+        return "~ and variables are not filled in: write the path out"
+    if "*" in path:
+        return "* is not filled in: a source is one file, or a list: [a.safetensors, b.safetensors]"
+    return ""
+
+
 def _way_out(error: MergeflowError, ref: SourceRef) -> str:
     """What helps when a source is not there or is not what it should be."""
     first = error.hint
@@ -148,8 +159,8 @@ def _way_out(error: MergeflowError, ref: SourceRef) -> str:
         _, path, rest = ref.declared.place.text.partition(ref.declared.path)
         if rest.startswith(" #") and os.path.exists(f"{ref.path}{rest}"):  # noqa: PTH110  # which answers any path
             return f"in YAML # after a space begins a comment: quote the path, '{path}{rest}'"
-    if not first and isinstance(error, MissingInput):
-        first = "put the file there"
+    if isinstance(error, MissingInput):
+        first = _not_as_typed(ref.declared.path or "") or first or "put the file there"
     elif not first and isinstance(error, IntegrityError):
         first = "fetch it again"
     if not first:

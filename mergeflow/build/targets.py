@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from mergeflow.errors import Place, RecipeError, ResourceError, UnknownName
 from mergeflow.formats.sharded import index_of
@@ -31,7 +31,9 @@ def choose(bound: Bound, wanted: Iterable[str]) -> list[str]:
         if not matches:
             templates = list(dict.fromkeys(point.template for point in bound.points.values()))
             shown = ", ".join(templates[:5]) + (", …" if len(templates) > 5 else "")
-            raise UnknownName("output", name, bound.outputs, hint=f"the recipe makes {shown}")
+            stem = [path for path in bound.outputs if PurePosixPath(path).stem == PurePosixPath(name).stem]
+            meant = f"did you mean {stem[0]}?" if len(stem) == 1 else ""
+            raise UnknownName("output", name, () if meant else bound.outputs, hint=meant or f"the recipe makes {shown}")
         chosen |= dict.fromkeys(matches)
     return list(chosen)
 

@@ -16,8 +16,6 @@ from mergeflow.recipe.shared import file_name, is_rooted, shared_overrides, shar
 from mergeflow.sources.hashes import sha256
 from mergeflow.sources.memo import Memo
 
-TOLD = ("provenance", "card")
-
 
 def tell(
     kind: str, plan: Plan, output: OutputPlan, files: Mapping[str, str], model: str, memo: Memo, report: Reporter

@@ -107,6 +107,7 @@ def tell(result: BuildResult, screen: Screen, began: float, *, as_json: bool) ->
     for output in result.outputs:
         if output.error is not None:
             text = failure.shown(failure.judge(output.error))
+            text = text.removeprefix(f"{output.target}: ")  # what failed is said here
             screen.say(f"{paint('failed:', fg='red', bold=True)} {output.path}: {text}")
     if as_json:
         made = [_entry(output) for output in result.outputs]

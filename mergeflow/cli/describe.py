@@ -24,6 +24,7 @@ def describe(plan: Plan, most_steps: int | None = None) -> dict[str, Any]:
         "sources": [_source(plan, i) for i in plan.facts],
         "params": {name: decimal(value) for name, value in plan.bound.numbers.items()},
         "profiles": _profiles(plan),
+        "unused_params": list(plan.bound.unused),
         "sweeps": _sweeps(plan),
         "steps": described,
         "steps_left_out": max(0, len(steps) - len(steps[:most_steps])),

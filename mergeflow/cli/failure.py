@@ -99,6 +99,7 @@ def shown(failed: Failure) -> str:
 
 def _sentence(text: str) -> str:
     """Click's sentences in the style of ours: no capital, no full stop."""
+    text = " ".join(text.split())  # lists of choices have a line for each
     return text[:1].lower() + text[1:].removesuffix(".")
 
 

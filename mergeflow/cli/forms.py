@@ -30,10 +30,11 @@ class Forms:
         models = {i: facts.model for i, facts in plan.facts.items()}
         self.same = {i: min(j for j in models if models[j] == model) for i, model in models.items()}
         self._rounded: dict[tuple[object, DType], str] = {}
+        self._numbers: dict[object, int] = {}  # of inner forms
 
     def identity(self, form: Form) -> object:
         """Equal for equal forms."""
-        return canonical(form, self.same)
+        return canonical(form, self.same, self._numbers)
 
     def name(self, step: str, form: Form, dtype: DType) -> None:
         self._rounded.setdefault((self.identity(form), dtype), step)

@@ -10,7 +10,9 @@ from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -33,13 +35,16 @@ CALM = Theme(
 class Line:
     """Drawn eight times a second by a thread of its own, until `stop` removes it."""
 
-    def __init__(self, text: str, total: int, done: Callable[[], int]) -> None:
+    def __init__(self, text: str, total: int, done: Callable[[], int], *, pieces: bool = False) -> None:
+        """`total` counts bytes, or `pieces`, of which a single one is done or not."""
         self._console = Console(file=sys.stderr, highlight=False, theme=CALM)
+        counted: tuple[ProgressColumn, ...] = (DownloadColumn(), TransferSpeedColumn())
+        if pieces:
+            counted = (MofNCompleteColumn(),) if total > 1 else ()
         columns = (
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
             BarColumn(bar_width=24),
-            DownloadColumn(),
-            TransferSpeedColumn(),
+            *counted,
             TimeRemainingColumn(compact=True),
         )
         self._progress = _Pulled(
@@ -50,7 +55,7 @@ class Line:
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        task = self._progress.add_task(text, total=total)
+        task = self._progress.add_task(text, total=None if pieces and total == 1 else total)
         self._progress.pull = lambda: self._progress.update(task, completed=min(done(), total))
         self._progress.start()
 

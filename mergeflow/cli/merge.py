@@ -15,10 +15,21 @@ import click
 from mergeflow.cli import options
 from mergeflow.cli.build import run
 from mergeflow.cli.report import Screen
-from mergeflow.errors import MergeflowError, MissingInput, RecipeError, UnknownName
+from mergeflow.errors import MergeflowError, RecipeError, UnknownName
 
 if TYPE_CHECKING:
     from mergeflow.recipe import Recipe
+
+
+_NOT_HERE = tuple(  # hints at what `merge` has not, and what it has in their place
+    (re.compile(pattern, re.IGNORECASE), words)
+    for pattern, words in (
+        (r"[,;]? ?\bor point elsewhere with --source .*", ""),
+        (r"outputs stay under the output root; .*", "it leads there by a link: give -o the path itself"),
+        (r"another --output-root", "another folder for -o"),
+        (r"a file gets a name first, as a source; .*", "a file gets a name first, as in a=model.safetensors"),
+    )
+)
 
 
 @click.command(no_args_is_help=True)
@@ -92,8 +103,8 @@ def _in_its_words() -> Iterator[None]:
     except MergeflowError as error:
         if error.place is not None and error.place.file == FILE:
             error.place = None
-        if isinstance(error, MissingInput):
-            error.hint = re.split("[,;]? or point elsewhere with", error.hint, flags=re.IGNORECASE)[0]
+        for pattern, words in _NOT_HERE:
+            error.hint = pattern.sub(words, error.hint)
         if isinstance(error, UnknownName) and error.message.startswith("no source"):
             error.hint = f"{error.hint.removesuffix('?')}; or give it as well: {error.name}=FILE, or a number"
         raise

@@ -66,9 +66,11 @@ def show(plan: Plan, screen: Screen, *, as_json: bool, everything: bool = False)
 def _lines(data: dict[str, Any], *, everything: bool) -> Iterator[str]:
     yield "sources"
     yield from table(_sources(data), right=(2, 3))
-    if data["params"] or data["profiles"] or data["sweeps"]:
+    if data["params"] or data["profiles"] or data["sweeps"] or data["unused_params"]:
         yield from ("", "params")
         yield from table(_params(data))
+    if data["unused_params"]:
+        yield f"  used by no output: {listed(data['unused_params'])}"
     if data["steps"]:
         yield from ("", "steps")
         yield from table(_steps(data))

@@ -14,13 +14,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from mergeflow.cli.text import echo, paint, seconds
-from mergeflow.events import Event, Noted, OutputDone, PhaseEnded, PhaseStarted, Progressed, Warned
+from mergeflow.events import Event, Noted, OutputDone, PhaseEnded, PhaseStarted, Planning, Progressed, Warned
 from mergeflow.tensors import human_bytes
 
 if TYPE_CHECKING:
     from mergeflow.cli.live import Line
 
 WORTH_A_LINE = 32_000_000  # bytes: what takes less is over before it could be read
+PATIENCE = 1.0  # seconds that planning takes in silence: most plans are made by then
 _DONE = {"hashing": "hashed", "fetching": "fetched", "merging": "built"}
 
 
@@ -36,6 +37,7 @@ class Screen:
         self._phase: PhaseStarted | None = None
         self._began = self._took = 0.0
         self._line: Line | None = None
+        self._patience: threading.Timer | None = None
 
     def __call__(self, event: Event) -> None:
         if type(event) is Progressed:
@@ -45,6 +47,8 @@ class Screen:
             self._start(event)
         elif isinstance(event, PhaseEnded):
             self._end(event)
+        elif isinstance(event, Planning):
+            self._planning(event)
         elif isinstance(event, OutputDone) and event.built:
             self._finished("built", event.nbytes, self._took, f"{event.path}: {event.reason}")
         elif isinstance(event, Noted):
@@ -72,6 +76,24 @@ class Screen:
 
             self._line = Line(f"{event.verb} {event.subject}", event.total, self._so_far)
 
+    def _planning(self, event: Planning) -> None:
+        """A line that moves, where there can be one and planning takes long enough."""
+        if event.done == event.total:
+            self._stop()
+        elif self._patience is None and self._line is None and can_move():
+            what = "1 output" if event.total == 1 else f"{event.total:,} outputs"
+            self._patience = threading.Timer(PATIENCE, self._lose_patience, (f"planning {what}", event.total))
+            self._patience.daemon = True
+            self._patience.start()
+        self._done = event.done
+
+    def _lose_patience(self, text: str, total: int) -> None:
+        from mergeflow.cli.live import Line
+
+        with self._lock:
+            if self._patience is not None:
+                self._line = Line(text, total, self._so_far, pieces=True)
+
     def _so_far(self) -> int:
         return self._done
 
@@ -87,6 +109,10 @@ class Screen:
             self.say(f"  {verb:<6} {human_bytes(nbytes):>8}  {seconds(took):>7}  {what}")
 
     def _stop(self) -> None:
+        with self._lock:
+            if self._patience is not None:
+                self._patience.cancel()
+                self._patience = None
         if self._line is not None:
             self._line.stop()
             self._line = None

@@ -1,5 +1,6 @@
 """What mergeflow wrote into an output, back as a recipe: the recipe's own text where the output embeds it, else the
-canonical graph, whose forms become steps, and whose shares that differ from tensor to tensor become profiles.
+canonical graph, whose forms become steps, and whose shares that differ from tensor to tensor become profiles. What the
+graph does not say, such as tensors that were left out, is taken from the output's header (held.py).
 
 The graph knows sources by the digests of their models, and not where they are: by these they are looked for.
 """
@@ -8,17 +9,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 from mergeflow.errors import RecipeError
+from mergeflow.exchange.blockweights import profile
 from mergeflow.exchange.draft import Draft, Imported, Value, escape_template, spelled
 from mergeflow.exchange.graph_calls import arguments, degrees, filled, probe
+from mergeflow.exchange.graph_merges import merges
+from mergeflow.exchange.held import NOTHING, Held, set_outright
+from mergeflow.exchange.regions import Regions, is_primary_first, regions, sources_of
+from mergeflow.exchange.shares import Share, shares_of, terms
 from mergeflow.methods.registry import find
 from mergeflow.recipe.expression import spell
+from mergeflow.tensors import BY_LABEL
 
 GRAPH, RECIPE, DIGEST, KIND = "mergeflow", "mergeflow.recipe", "mergeflow.digest", "mergeflow.kind"
 SCHEMAS = ("mergeflow/graph/1", "mergeflow/graph/2")
@@ -27,8 +32,8 @@ _OF_ENTRY = ("apply", "version", "source", "to")
 MOST_FORMS = 100_000
 
 
-def read(metadata: Mapping[str, str], path: str, blocks: Mapping[str, str] = {}) -> Imported:
-    """The recipe of an output that says `metadata` of itself. `blocks`: those of its tensors, where they are known.
+def read(metadata: Mapping[str, str], path: str, held: Held = NOTHING) -> Imported:
+    """The recipe of an output that says `metadata` of itself. `held`: its tensors, where they are known.
 
     Raises:
         RecipeError: a graph of another version, a damaged one, or one that no recipe has.
@@ -44,17 +49,9 @@ def read(metadata: Mapping[str, str], path: str, blocks: Mapping[str, str] = {})
         raise RecipeError(f"{path}: its graph is {str(schema)[:40]}, which this version does not read")
     try:
         own = {k: v for k, v in metadata.items() if k != "format" and k != GRAPH and not k.startswith(f"{GRAPH}.")}
-        return _Reader(graph, path, own, blocks, delta=metadata.get(KIND) == "delta").whole()
+        return _Reader(graph, path, own, held, delta=metadata.get(KIND) == "delta").whole()
     except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
         raise RecipeError(f"{path}: the graph in its metadata is damaged ({type(error).__name__})") from None
-
-
-@dataclass(slots=True)
-class _Share:
-    """A term's share: in most tensors, and in those where it is another."""
-
-    usual: Fraction = Fraction(0)
-    others: dict[str, Fraction] = field(default_factory=dict)
 
 
 class _Reader:
@@ -63,17 +60,20 @@ class _Reader:
         graph: Mapping[str, Any],
         path: str,
         metadata: Mapping[str, str],
-        blocks: Mapping[str, str],
+        held: Held,
         *,
         delta: bool,
     ) -> None:
-        self.graph, self.path, self.delta, self.metadata, self.blocks = graph, path, delta, metadata, blocks
+        self.graph, self.path, self.delta, self.metadata, self.held = graph, path, delta, metadata, held
         self.forms: list[Mapping[str, Any]] = graph["forms"]
         if len(self.forms) > MOST_FORMS:
             raise ValueError
         self.draft = Draft(f"the graph in {path.rpartition('/')[2]}")
         self.steps: dict[int, str] = {}
-        self.primary = self._source(graph["primary"])
+        self.models = sources_of(self.forms)
+        self.own = {n for n, models in enumerate(self.models) if graph["primary"] in models}
+        self.primary = self._first_sources()
+        self.donated: Sequence[str] = ()  # the components that are another model's
         self.inner = self._used()
         self.degrees = degrees(self.forms)
         self.seeds = {str(form["seed"]) for form in self.forms if "seed" in form}
@@ -82,25 +82,38 @@ class _Reader:
         graph, draft = self.graph, self.draft
         value: dict[str, Value]
         if graph.get("policy") == "a1111":
-            value = {"from": self._merges(graph["merges"])}
+            value = {"from": merges(graph["merges"], draft, self._source, cast=bool(graph.get("dtype")))}
             draft.options["policy"] = "a1111"
         else:
-            expr, like = self._expression()
-            value = {"from": expr}
-            if like:
-                value["like"] = self.primary
+            value = self._expression()
+            if {*range(len(self.forms))} > {self._cases()[0], *self._cases()[1]} | self.inner:
+                draft.lose(
+                    "sums of tensors that were left out: the tensors are the same, what the file says of itself is not"
+                )
             if "compute" in graph:
                 draft.options["compute"] = str(graph["compute"])
             if len(self.seeds) == 1 and self.seeds != {"0"}:
                 (draft.options["seed"],) = self.seeds
         if "dtype" in graph:
             value["dtype"] = str(graph["dtype"])
+        said = set_outright(self.held, BY_LABEL[str(graph["dtype"])] if "dtype" in graph else None, self.donated)
+        value |= {key: what for key, what in said.items() if key != "dtype" or "policy" not in draft.options}
         if self.metadata:
             value["metadata"] = dict(self.metadata)
         name = escape_template(self.path.rpartition("/")[2])
         draft.outputs[name] = value if len(value) > 1 else value["from"]
         draft.lose("the names and folders of sources: a graph knows models by their digests, by which they are found")
         return draft.finish()
+
+    def _first_sources(self) -> str:
+        """The primary, before all others; but behind those that fill it up where the order of forms tells that."""
+        found = self._regions()
+        others = found.filler if found is not None else None
+        usual, elsewhere = self._cases()
+        if others is not None and not is_primary_first(usual, elsewhere, self.own, self.held):
+            for digest in sorted(self.models[others]):
+                self._source(digest)
+        return self._source(self.graph["primary"])
 
     def _source(self, digest: str) -> str:
         if not _DIGEST.fullmatch(digest):
@@ -109,22 +122,60 @@ class _Reader:
 
     # -- sums ----------------------------------------------------------------------------------------------------
 
-    def _expression(self) -> tuple[str, bool]:
-        """The output's expression, and whether its primary has to be said."""
-        usual = int(self.graph["form"])
-        elsewhere = {int(n): list(names) for n, names in self.graph.get("others", {}).items()}
+    def _expression(self) -> dict[str, Value]:
+        """The output's expression, with what has to be said beside it: its primary, replaced components."""
+        usual, elsewhere = self._cases()
         if any("apply" in self.forms[n] for n in (usual, *elsewhere)):
             raise ValueError
-        shares = self._shares(usual, elsewhere)
         free = {self.degrees[n] for n in (usual, *elsewhere)} != {Fraction(0 if self.delta else 1)}
         if free and self.delta:
             raise RecipeError(f"{self.path}: a difference whose shares do not add up to 0 is no expression here")
         if elsewhere and not free and not self.delta:
-            return self._from_primary(shares), False
-        first = shares.get(self.graph["primary"], _Share())
-        return self._sum(shares, free=free), first.usual <= 0 and not self.delta
+            return self._of_regions(self._regions() or Regions(usual, {}, elsewhere))
+        shares = shares_of(self.forms, self.graph["primary"], usual, elsewhere)
+        value: dict[str, Value] = {"from": self._sum(shares, free=free)}
+        if not self.delta and self._is_hidden(shares):
+            value["like"] = self.primary
+        return value
 
-    def _sum(self, shares: Mapping[str, _Share], *, free: bool) -> str:
+    def _cases(self) -> tuple[int, dict[int, Sequence[str]]]:
+        """The form of most tensors, and the tensors of each other one."""
+        others = self.graph.get("others", {})
+        return int(self.graph["form"]), {int(n): list(names) for n, names in others.items()}
+
+    def _regions(self) -> Regions | None:
+        return regions(*self._cases(), self.own, self.held) if self.held.tensors and self.forms else None
+
+    def _of_regions(self, found: Regions) -> dict[str, Value]:
+        self.donated = [c for c in self.held.architecture.components if self._is_replaced(c, found.replaced)]
+        shares = shares_of(self.forms, self.graph["primary"], found.main, found.elsewhere)
+        expr = self._from_primary(shares) if found.elsewhere else self._sum(shares, free=False)
+        like: dict[str, Value] = {"like": self.primary} if not found.elsewhere and self._is_hidden(shares) else {}
+        if like and found.replaced:  # its primary is not that of the components
+            expr, like = spell(self.draft.step("mixed", {"expr": expr, **like})), {}
+        if found.filler is not None:
+            expr = f"fallback({expr}, {self._other(found.filler)})"
+            self.draft.lose("tensors that only the model has which fills in, and that were dropped, are not left out")
+        value: dict[str, Value] = {"from": expr, **like}
+        if found.replaced:
+            value["replace"] = {component: self._other(n) for component, n in found.replaced.items()}
+        return value
+
+    def _is_replaced(self, component: str, replaced: Mapping[str, int]) -> bool:
+        groups = self.held.architecture.groups
+        return any(component == part or component in groups.get(part, ()) for part in replaced)
+
+    def _is_hidden(self, shares: Mapping[str, Share]) -> bool:
+        """Whether an expression of these shares has another primary than the output."""
+        return shares.get(self.graph["primary"], Share()).usual <= 0
+
+    def _other(self, n: int) -> str:
+        """A form as an expression of its own."""
+        found = terms(self.forms[n])
+        ordered = sorted(found, key=lambda leaf: leaf != self.graph["primary"])
+        return self._sum({leaf: Share(found[leaf]) for leaf in ordered}, free=False)
+
+    def _sum(self, shares: Mapping[str, Share], *, free: bool) -> str:
         """Terms as they are; in a list of models where they do not add up to a model or a difference."""
         listed = [leaf for leaf in shares if free and self._is_model(leaf)]
         parts = [self._part(self._leaf(leaf), shares[leaf], plain=False) for leaf in listed]
@@ -133,61 +184,41 @@ class _Reader:
         parts += [self._part(self._leaf(leaf), shares[leaf], plain=True) for leaf in rest]
         return " + ".join(parts).replace("+ -", "- ") or f"{self.primary} - {self.primary}"
 
-    def _from_primary(self, shares: Mapping[str, _Share]) -> str:
+    def _from_primary(self, shares: Mapping[str, Share]) -> str:
         """The same sum as its primary and differences from it: where a model lacks a tensor its difference is nothing,
-        while a sum with it would be the primary's."""
+        while a sum with it would be the primary's. Two models with opposite shares are a difference already."""
+        left = {leaf: share for leaf, share in shares.items() if leaf != self.graph["primary"]}
+        if len(left) == 1 and self._is_model(next(iter(left))):
+            ((leaf, share),) = left.items()
+            return f"weighted_sum({self.primary}, {self._leaf(leaf)}, {self._weight(share)})"
         parts = [self.primary]
-        for leaf, share in shares.items():
-            if leaf != self.graph["primary"]:
-                name = self._leaf(leaf)
-                moved = f"({name} - {self.primary})" if self._is_model(leaf) else name
-                parts.append(self._part(moved, share, plain=True))
+        while left:
+            leaf = next(iter(left))
+            share = left.pop(leaf)
+            if not self._is_model(leaf):
+                parts.append(self._part(self._leaf(leaf), share, plain=True))
+                continue
+            other = next((o for o, s in left.items() if s == -share and self._is_model(o)), self.graph["primary"])
+            left.pop(other, None)
+            if other != self.graph["primary"] and share.least < 0:
+                leaf, other, share = other, leaf, -share
+            parts.append(self._part(f"({self._leaf(leaf)} - {self._leaf(other)})", share, plain=True))
         return " + ".join(parts).replace("+ -", "- ")
 
     def _is_model(self, leaf: str) -> bool:
         kind, _, rest = leaf.partition(" ")
         return kind not in ("round", "apply") or self.degrees[int(rest.rpartition(" ")[2])] != 0
 
-    def _shares(self, usual: int, elsewhere: Mapping[int, list[str]]) -> dict[str, _Share]:
-        """The share of each term, the primary's first. A term that a form has not has the share 0 there."""
-        leaves = {leaf: None for n in (usual, *elsewhere) for leaf in self._terms(n)}
-        found: dict[str, _Share] = {}
-        for leaf in sorted(leaves, key=lambda leaf: leaf != self.graph["primary"]):
-            share = found[leaf] = _Share(self._terms(usual).get(leaf, Fraction(0)))
-            for n, names in elsewhere.items():
-                here = self._terms(n).get(leaf, Fraction(0))
-                if here != share.usual:
-                    share.others |= dict.fromkeys(names, here)
-        return found
-
-    def _terms(self, n: int) -> dict[str, Fraction]:
-        form = self.forms[n]
-        over = int(form["over"])
-        return {str(leaf): Fraction(int(count), over) for count, leaf in form["terms"]}
-
-    def _part(self, name: str, share: _Share, *, plain: bool) -> str:
+    def _part(self, name: str, share: Share, *, plain: bool) -> str:
         """One term, as share * model or, in a list of models, as model @ share."""
-        weight = spelled(share.usual)
-        if share.others:
-            weight = self.draft.param("k", self._lines(share))
-        elif share.usual == 1 or (plain and share.usual == -1):
+        if not share.others and (share.usual == 1 or (plain and share.usual == -1)):
             return name if share.usual == 1 else f"-{name}"
-        return f"{weight}*{name}" if plain else f"{name} @ {weight}"
+        return f"{self._weight(share)}*{name}" if plain else f"{name} @ {self._weight(share)}"
 
-    def _lines(self, share: _Share) -> dict[str, Value]:
-        """A share that differs from tensor to tensor as a profile: a line for each block that mostly has another, and
-        one for each tensor that is not as its block."""
-        by_block: dict[str, Counter[Fraction]] = {}
-        for tensor, block in self.blocks.items():
-            by_block.setdefault(block, Counter())[share.others.get(tensor, share.usual)] += 1
-        most = {block: counts.most_common(1)[0][0] for block, counts in by_block.items()}
-        lines: dict[str, Value] = {"default": spelled(share.usual)}
-        lines |= {block: spelled(value) for block, value in sorted(most.items(), key=_in_order) if value != share.usual}
-        for tensor in sorted({*self.blocks, *share.others}):
-            value = share.others.get(tensor, share.usual)
-            if value != most.get(self.blocks.get(tensor, ""), share.usual):
-                lines[tensor] = spelled(value)
-        return lines
+    def _weight(self, share: Share) -> str:
+        if not share.others:
+            return spelled(share.usual)
+        return self.draft.param("k", profile(share.usual, share.others, self.held, self.donated))
 
     def _leaf(self, leaf: str) -> str:
         kind, _, rest = leaf.partition(" ")
@@ -228,9 +259,8 @@ class _Reader:
         if "apply" in form:
             self.steps[n] = self.draft.step(str(form["apply"]), self._call(form))
             return
-        terms = self._terms(n)
         free = self.degrees[n] not in (0, 1)
-        expr = self._sum({leaf: _Share(share) for leaf, share in terms.items()}, free=free)
+        expr = self._sum({leaf: Share(share) for leaf, share in terms(form).items()}, free=free)
         if expr in self.draft.sources:
             self.steps[n] = expr
         else:
@@ -261,35 +291,3 @@ class _Reader:
         places = [models[order.index(i)] for i in range(len(models))]
         call = f"{method.name}({', '.join(filled(method, told, places))})"
         return call if factor == 1 else f"{call} * {spelled(1 / factor)}"
-
-    # -- the policy a1111 ----------------------------------------------------------------------------------------
-
-    def _merges(self, moves: list[list[Any]]) -> str:
-        names: list[str] = []
-        for i, move in enumerate(moves):
-            what = move[0]
-            last = i == len(moves) - 1
-            if what == "model":
-                names.append(self._source(move[1]))
-                continue
-            if what == "half":
-                if last and self.graph.get("dtype"):
-                    names.append(names[move[1]])
-                    continue
-                value: Value = {"expr": names[move[1]], "round": "float16"}
-            elif what == "weighted sum":
-                value = f"weighted_sum({names[move[1]]}, {names[move[2]]}, {_exact(move[3])})"
-            else:
-                value = f"{names[move[1]]} + ({names[move[2]]} - {names[move[3]]}) * {_exact(move[4])}"
-            names.append(spell(self.draft.step(f"run_{i}", value)))
-        return names[-1]
-
-
-def _in_order(block: tuple[str, Fraction]) -> list[tuple[int, str]]:
-    """layers.2 before layers.10"""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", block[0])]
-
-
-def _exact(text: str) -> str:
-    """A multiplier as that merger has it, a float by its shortest decimal."""
-    return spelled(Fraction(text))

@@ -27,6 +27,7 @@ def read(text: str, path: str, row: int | None = None) -> Imported:
     draft = Draft(f"supermerger's history {stem(path)}")
     made: dict[str, str] = {}  # the names of earlier results -> their steps
     count = 0
+    refused: RecipeError | None = None
     try:
         rows = list(csv.DictReader(io.StringIO(text, newline="")))
     except csv.Error as error:
@@ -42,11 +43,14 @@ def read(text: str, path: str, row: int | None = None) -> Imported:
             _merge(draft, entry, made)
             count += 1
         except RecipeError as error:
+            error.place = Place(path, line, 1)
             if row is not None:
-                error.place = Place(path, line, 1)
                 raise
+            refused = refused or error
             draft.lose(f"row {one_line(identity)} is left out: {error.message}")
     if not count:
+        if refused is not None:
+            raise refused
         wanted = f"no merge with the ID {row}" if row is not None else "no merge that can be imported"
         raise RecipeError(f"the table has {wanted}", place=Place(path))
     return draft.finish()
@@ -70,6 +74,7 @@ def _merge(draft: Draft, entry: Mapping[str, str], made: dict[str, str]) -> None
         "elemental_merge": entry.get("elemental", ""),
     }
     expr = supermerger.expression(draft, recipe, names, "")
+    _say_what_is_lost(draft, entry)
     name = entry.get("custom name") or entry.get("name") or f"merge {entry.get('id', '')}"
     value: Value = expr
     settings = entry.get("save settings", entry.get("save setting", "")).lower()
@@ -77,6 +82,13 @@ def _merge(draft: Draft, entry: Mapping[str, str], made: dict[str, str]) -> None
     made[stem(one_line(name)).casefold()] = step
     value = {"from": spell(step), "dtype": "float16"} if "fp16" in settings else spell(step)
     draft.output(name, value)
+
+
+def _say_what_is_lost(draft: Draft, entry: Mapping[str, str]) -> None:
+    name = one_line(entry.get("name") or entry.get("id", ""))
+    for column, what in (("plus lora", "a LoRA"), ("adjust", "an adjustment")):
+        if entry.get(column, "").lower() not in ("", "none", "false", "0"):
+            draft.lose(f"{name}: {what} is not imported: {one_line(entry[column])}")
 
 
 def _model(draft: Draft, cell: str, made: Mapping[str, str]) -> str:

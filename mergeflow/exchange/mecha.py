@@ -20,15 +20,20 @@ from mergeflow.recipe.expression import spell
 VERSION = "0.1.0"
 MOST_LINES = 20_000
 _TOKEN = re.compile(r'\s*(?:(?P<key>[^\s="&]+)=)?(?P<value>"(?:[^"\\]|\\.)*"|[^\s"]+)')
+_PARTS = {"pick_component": "pick", "omit_component": "omit"}
+_FILLED = "fallback("
 _PASSED = ("cast", "omit_non_finite", "convert_singleton")
 
 
 class Node(NamedTuple):
-    """A value of the recipe: `kind` is model, delta, number or table."""
+    """A value of the recipe: `kind` is model, delta, number, table, word, or a part of the model `text`: pick (the
+    component `part` alone) or omit (all but it). `first`: the source whose tensors it has."""
 
     kind: str
     text: str
     table: Mapping[str, str] = {}
+    first: str = ""
+    part: str = ""
 
 
 class _Line(NamedTuple):
@@ -96,7 +101,7 @@ class _Reader:
             node = self._node(line)
             last = i == len(self.lines) - 1
             if node.kind in ("model", "delta") and line.command == "merge" and self.uses[f"&{i}"] > 1 and not last:
-                node = Node(node.kind, spell(self.draft.step(f"n{i}", _bare(node.text))))
+                node = node._replace(text=spell(self.draft.step(f"n{i}", _bare(node.text))))
             self.nodes.append(node)
         if not self.nodes or self.nodes[-1].kind not in ("model", "delta"):
             raise RecipeError("the recipe makes no model", place=Place(self.path))
@@ -116,7 +121,7 @@ class _Reader:
             space = _text(line.named.get("merge_space", ""))
             found = self.draft.locate(one_line(path))
             name = self.draft.source(path, stem(path), {"path": found, "kind": "delta"} if space == "delta" else found)
-            return Node("delta" if space == "delta" else "model", spell(name))
+            return Node("delta" if space == "delta" else "model", spell(name), first=spell(name))
         if line.command == "dict":
             return Node("table", "", dict(line.named))
         if line.command == "literal":
@@ -146,7 +151,8 @@ class _Reader:
                     raise self._error(f"the weight of {one_line(block)} is no number")
                 value[one_line(block)] = found.text
             return Node("number", self.draft.param("blocks", value))
-        if inner.kind != "number":
+        quoted = line.positional and inner.kind == "word" and inner.text.isidentifier()
+        if inner.kind != "number" and not quoted:
             raise self._error("a literal that is no number and no table of block weights")
         return inner
 
@@ -156,28 +162,63 @@ class _Reader:
         name = _text(line.positional[0])
         given = [self._value(text) for text in line.positional[1:]]
         named = {key: self._value(text) for key, text in line.named.items()}
+        if name in _PASSED and not given:
+            raise self._error(f"{name} lacks an argument")
         if name in _PASSED or (name.startswith("convert") and given and given[0].kind == "number"):
             if name == "cast":
                 self.draft.lose("casts inside the recipe are left out: sums are exact, and the output has one dtype")
             return given[0]
         if name == "fallback":
-            if given[0].kind == "number" and given[0].text in self.draft.params:
-                table = self.draft.params[given[0].text]
-                assert isinstance(table, Mapping)
-                self.draft.params[given[0].text] = {"default": given[1].text, **table}
-                return given[0]
-            if len(given) > 1 and given[1].text != given[0].text:
-                self.draft.lose("a | b takes b's tensors where a has none; here those that the first model has are all")
-            return given[0]
+            return self._fallback(given)
+        if name in _PARTS and [node.kind for node in given] == ["model", "word"]:
+            return Node(_PARTS[name], given[0].text, first=given[0].first, part=given[1].text)
+        alone = next((node for node in (*given, *named.values()) if node.kind in _PARTS.values()), None)
+        if alone is not None:
+            hint = f'pick_component(b, "{alone.part}") | a has one'
+            raise self._error(f"{name} of a part of a model has no counterpart here", hint)
         call = _METHODS.get(name)
         if call is None:
             raise self._error(
                 f"sd-mecha's method {one_line(name)} has no counterpart here", "`mergeflow methods` lists what there is"
             )
         try:
-            return call(given, named)
+            return call(given, named)._replace(first=given[0].first)
         except (IndexError, KeyError):
             raise self._error(f"{name} lacks an argument") from None
+
+    def _fallback(self, given: list[Node]) -> Node:
+        """a | b. Of block weights b is the default; a model that b's tensors are those of already needs none."""
+        if len(given) != 2:
+            raise self._error(f"fallback takes two values, not {len(given)}", "a | b")
+        a, b = given
+        if a.kind == "number" and a.text in self.draft.params:
+            table = self.draft.params[a.text]
+            assert isinstance(table, Mapping)
+            self.draft.params[a.text] = {"default": b.text, **table}
+            return a
+        if (a.kind, b.kind) in (("pick", "model"), ("pick", "omit"), ("omit", "pick"), ("omit", "model")):
+            return self._replaced(a, b)
+        if a.kind == "number" or b.text == a.text:
+            return a
+        if a.kind not in ("model", "delta") or a.kind != b.kind:
+            raise self._error(f"fallback takes two models or two differences, not a {a.kind} and a {b.kind}")
+        self.draft.lose("a | b has tensors there that its configuration of the architecture knows; here all of both")
+        if a.text != a.first and not a.text.startswith(_FILLED):
+            self.draft.lose("where a model of a sum lacks a tensor, sum | b is b's there; here it is the first model's")
+        if b.text == a.first:
+            return a
+        listed = [
+            text.removeprefix(_FILLED)[:-1] if text.startswith(_FILLED) else _bare(text) for text in (a.text, b.text)
+        ]
+        return Node(a.kind, f"{_FILLED}{', '.join(listed)})", first=a.first)
+
+    def _replaced(self, a: Node, b: Node) -> Node:
+        """A component of one model in another, in any of the ways in which `|` says that."""
+        if a.part != (b.part or a.part):
+            raise self._error(f"{a.part} of one model and all but {b.part} of another have no counterpart here")
+        donor, whole = (a, b) if a.kind == "pick" else (b, a)
+        value: dict[str, Value] = {"expr": _bare(whole.text), "replace": {a.part: _bare(donor.text)}}
+        return Node("model", spell(self.draft.step("replaced", value)), first=whole.first)
 
 
 def _text(value: str) -> str:
@@ -225,7 +266,7 @@ def _ties_sum(given: list[Node], named: Mapping[str, Node]) -> Node:
     """Trim, elect, mean. Its default elects by the count of signs."""
     deltas = [node.text for node in given if node.kind == "delta"]
     k = named["k"].text if "k" in named else "1"
-    elect = "sum" if named.get("vote_sgn", Node("word", "false")).text == "true" else "count"
+    elect = "count" if named.get("vote_sgn", Node("word", "false")).text in ("false", "0") else "sum"
     trimmed = [text if Fraction(1) == number(k) else f"ties_trim({text}, {k})" for text in deltas]
     return Node("delta", f"sum_sign([{', '.join(trimmed)}], elect={elect})")
 

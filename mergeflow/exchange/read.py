@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from mergeflow.arch import Architecture, understand
 from mergeflow.errors import MissingInput, Place, RecipeError, ResourceError
 from mergeflow.exchange import graph, history, mecha, mergekit, runs, webui
 from mergeflow.exchange.draft import Imported, Locate
+from mergeflow.exchange.held import architecture_of, held
 from mergeflow.exchange.loose import table
-from mergeflow.formats.contents import Contents, read_contents
+from mergeflow.formats.contents import read_contents
 from mergeflow.formats.torchlayout import SUFFIXES, claims_path, read_claims
 from mergeflow.recipe.yamltext import decode
 
@@ -103,19 +103,12 @@ def _model(path: Path) -> Imported:
     if not metadata and path.suffix.lower() in SUFFIXES:
         metadata = read_claims(claims_path(path)) or {}
     if metadata.get(graph.GRAPH) or metadata.get(graph.RECIPE):
-        named = _architecture(contents)
-        blocks = {name: block for name in contents.tensors if (block := named.block(name)) is not None}
-        return graph.read(metadata, str(path), blocks)
+        return graph.read(metadata, str(path), held(contents))
     if metadata.get(webui.RECIPE):
-        return webui.read(metadata, str(path), _architecture(contents).name)
+        return webui.read(metadata, str(path), architecture_of(contents).name)
     if metadata.get("mecha_recipe"):
         return mecha.read(metadata["mecha_recipe"], str(path))
     raise RecipeError(f"{path} does not say what it was merged from", hint=_KNOWN)
-
-
-def _architecture(contents: Contents) -> Architecture:
-    shapes = {name: spec.shape for name, spec in contents.tensors.items()}
-    return understand(shapes, contents.other, contents.extras).architecture
 
 
 def _document(document: Mapping[str, object], path: Path) -> Imported:

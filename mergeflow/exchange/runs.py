@@ -25,6 +25,7 @@ _PARTS = {SUM: ("A", "B"), ADD: ("A", "B", "C"), NONE: ("A",)}
 _LINE = re.compile(r"\d+\.\s+(?P<method>[A-Za-z ]+): (?P<given>.*) -> (?P<result>.+)")
 _BOARD = re.compile(r"\s*(?P<result>[^=#]+?)\s*=\s*(?P<rest>.+)")
 _VARIABLE = re.compile(r"__[^_\s](?:.*?[^_\s])?__|__\w__")
+_PLUS = re.compile(r"\s+\+\s+|(?<=\.ckpt)\+|(?<=\.safetensors)\+|(?<=__)\+")  # names may hold one themselves
 _FILES = (".safetensors", ".ckpt", ".pt")
 _FLAGS = ("fp16", "half", "safetensors", "ckpt", "prune", "sigmoid")
 MOST_LINES = 5000
@@ -52,7 +53,11 @@ def is_runs(text: str) -> bool:
 
 def is_board(text: str) -> bool:
     lines = [line for line in text.splitlines()[:200] if line.strip() and not line.lstrip().startswith("#")]
-    return any((found := _BOARD.fullmatch(line)) and " + " in found["rest"] and "," in found["rest"] for line in lines)
+    return any((found := _BOARD.fullmatch(line)) and _is_sum(found["rest"]) and "," in found["rest"] for line in lines)
+
+
+def _is_sum(text: str) -> bool:
+    return _PLUS.search(text) is not None
 
 
 def read(text: str, path: str, locate: Locate = lambda path: path) -> Imported:
@@ -141,6 +146,7 @@ def _lines(text: str, path: str) -> Iterator[tuple[int, str]]:
 
 def _boarded(text: str, path: str, draft: Draft) -> Iterator[Run]:
     variables: dict[str, str] = {}
+    results: set[str] = set()
     count = 0
     for at, line in _lines(text, path):
         found = _BOARD.fullmatch(line.partition("#")[0].strip())
@@ -150,10 +156,14 @@ def _boarded(text: str, path: str, draft: Draft) -> Iterator[Run]:
             message = f"this is no merge: {one_line(line)[:80]}"
             raise RecipeError(message, place=Place(path, at, 1), hint="O = A + B, 0.3")
         name, (sum_, *rest) = found["result"], [part.strip() for part in found["rest"].split(",")]
-        models = tuple(variables.get(part.strip(), part.strip()) for part in re.split(r"\s+\+\s+", sum_))
-        if _VARIABLE.fullmatch(name) and len(models) == 1 and " + " not in found["rest"]:
+        models = tuple(variables.get(part.strip(), part.strip()) for part in _PLUS.split(sum_))
+        if _VARIABLE.fullmatch(name) and len(models) == 1 and not _is_sum(found["rest"]):
             variables[name] = models[0]  # what follows the comma is a note
             continue
+        unmade = next((model for model in models if _VARIABLE.fullmatch(model) and model not in results), None)
+        if unmade is not None:
+            hint = f"{unmade} = file.ckpt"
+            raise RecipeError(f"{unmade} is made by no earlier line", place=Place(path, at, 1), hint=hint)
         m = _quotient(rest[0]) if rest else None
         if len(models) not in (2, 3) or m is None:
             raise RecipeError(
@@ -169,4 +179,5 @@ def _boarded(text: str, path: str, draft: Draft) -> Iterator[Run]:
         count += 1
         result = f"__O{count}__" if name in ("O", f"__O{count}__") else name
         variables[f"__O{count}__"] = result
+        results.add(result)
         yield Run(ADD if len(models) == 3 else SUM, models, m, bool({"fp16", "half"} & set(flags)), result)

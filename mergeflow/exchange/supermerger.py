@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from mergeflow.arch import presets
+from mergeflow.arch import get, names, presets
 from mergeflow.errors import RecipeError
 from mergeflow.exchange.draft import Draft, Value, one_line, spelled
 from mergeflow.exchange.loose import number, true, word
+from mergeflow.recipe.expression import spell
 
 TYPE = "sd-webui-supermerger"
 _SD1_LISTS = (25, 26)
@@ -20,7 +21,8 @@ _ARITHMETIC = "supermerger sums in float32 and casts; sums here are exact and ro
 
 
 def expression(draft: Draft, recipe: Mapping[str, Any], models: Mapping[str, str], architecture: str) -> str:
-    """The formula of one merge. `recipe` has the fields of its metadata, `models` the names of A, B and C as they are
+    """The formula of one merge; of block weights under which A's share may be 0, a step that says that A comes first.
+    `recipe` has the fields of its metadata, `models` the names of A, B and C as they are
     spelled in expressions.
 
     Raises:
@@ -51,7 +53,10 @@ def expression(draft: Draft, recipe: Mapping[str, Any], models: Mapping[str, str
         return f"{a} + ({b} - {c}) * {alpha}"
     if mode.startswith(("triple", "sum twice")):
         beta = _weights(draft, recipe, "beta", architecture)
-        return f"{'triple_sum' if mode.startswith('triple') else 'sum_twice'}({a}, {b}, {c}, {alpha}, {beta})"
+        if mode.startswith("sum"):
+            return f"sum_twice({a}, {b}, {c}, {alpha}, {beta})"
+        expr = f"triple_sum({a}, {b}, {c}, {alpha}, {beta})"
+        return spell(draft.step("mixed", {"expr": expr, "like": a})) if {alpha, beta} & set(draft.params) else expr
     raise RecipeError(
         f"supermerger's mode {one_line(word(recipe.get('mode'))) or '(none)'} is not known",
         hint="Weight sum, Add difference, Triple sum and sum Twice are",
@@ -101,9 +106,16 @@ def _weights(draft: Draft, recipe: Mapping[str, Any], which: str, architecture: 
         if None in numbers:
             raise RecipeError(f"the block weights {one_line(listed)[:60]} are not numbers")
         count = len(numbers)
+        if count not in _lengths():
+            raise RecipeError(f"{count} block weights are for no architecture that is known", hint="SD 1 has 25 or 26")
         value["mbw"] = ",".join(part.strip() for part in listed.split(",") if part.strip())
     if count in (12, 19, 25, 59, 60):  # without BASE
         value["BASE"] = spelled(base if base is not None else Fraction(0))
     if count in _SD1_LISTS and architecture == "sdxl":
         value["blocks"] = "sd1"
     return draft.param(which, value)
+
+
+def _lengths() -> frozenset[int]:
+    """How many numbers a list of block weights can have."""
+    return frozenset(len(form.names) for name in names() for form in get(name).layout.lists)

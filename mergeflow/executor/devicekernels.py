@@ -51,16 +51,22 @@ class DeviceKernels:
         program = self._programs[job.staged]
         if job.wide is not None or not is_compiled(program) or not self._agrees(program):
             return None
-        try:
-            self._place = self._place or _Place(self._driver)
-            return _Tensor(self._place, program, job, files, lambda: self._host(host))
-        except DeviceFull:
-            return self._host(host)
+        return self._begun(program, job, files, host) or self._host(host)
 
     def close(self) -> None:
         place, self._place = self._place, None
         if place is not None:
             place.drop()
+
+    def _begun(
+        self, program: Staged, job: Job, files: Mapping[int, ReadFiles], host: Callable[[], Making]
+    ) -> _Tensor | None:
+        """None where there is no memory for it. The CPU begins once the error is gone, and with it what it holds."""
+        try:
+            self._place = self._place or _Place(self._driver)
+            return _Tensor(self._place, program, job, files, lambda: self._host(host))
+        except DeviceFull:
+            return None
 
     def _host(self, host: Callable[[], Making]) -> Making:
         """What is left to the CPU; the device's memory is for others meanwhile."""
@@ -119,33 +125,40 @@ class _Tensor:
     def pieces(self) -> Iterator[Piece]:
         """The result from its beginning to its end."""
         for begin, n, block in self._job.blocks():
-            try:
-                with self._place.driver.here(self._place.stream):
-                    self._make(begin, n)
-            except DeviceFull:
-                self._rest = self._host()
-                yield from (piece for piece in self._rest.pieces() if piece.begin >= begin)
+            if self._there(partial(self._make, begin, n)) is None:
+                yield from (piece for piece in self._on_cpu().pieces() if piece.begin >= begin)
                 return
             yield Piece(self._place.out[: block.nbytes], block, begin, n)
 
     def lost_before_rounding(self, piece: Piece) -> int:
         """How many of a piece's values were not finite before the last rounding."""
-        if self._rest is None:
-            try:
-                with self._place.driver.here(self._place.stream):
-                    return self._lost(piece.begin, piece.elements)
-            except DeviceFull:
-                return self._host().lost_before_rounding(piece)
-        return self._rest.lost_before_rounding(piece)
+        lost = self._there(lambda: self._lost(piece.begin, piece.elements))
+        return self._on_cpu().lost_before_rounding(piece) if lost is None else lost
 
-    def _make(self, begin: int, n: int) -> None:
-        """The result's elements from `begin` on, as bytes in `out`."""
+    def _there(self, work: Callable[[], int]) -> int | None:
+        """Something done on the device; None where the CPU has taken over, or has to."""
+        if self._rest is not None:
+            return None
+        try:
+            with self._place.driver.here(self._place.stream):
+                return work()
+        except DeviceFull:
+            return None
+
+    def _on_cpu(self) -> Making:
+        if self._rest is None:
+            self._rest = self._host()
+        return self._rest
+
+    def _make(self, begin: int, n: int) -> int:
+        """The result's elements from `begin` on, as bytes in `out`; how many."""
         place, width = self._place, self._program.out.size
         for at, (result,) in self._spans([self._inputs + len(self._program.ops) - 1], begin, n):
             first = (at - begin) * width
             data = result.view(torch.uint8)
             place.driver.download(place.stream, place.out[first : first + data.numel()], data)
             place.driver.finish(place.stream)
+        return n
 
     def _lost(self, begin: int, n: int) -> int:
         op, last = self._program.ops[-1], self._inputs + len(self._program.ops) - 1

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from mergeflow.digest import printable
 from mergeflow.errors import MergeflowError, ResourceError
 from mergeflow.events import PhaseEnded, PhaseStarted, Reporter, Warned
-from mergeflow.executor.device import Device
+from mergeflow.executor.device import Device, DeviceLost
 from mergeflow.executor.kept import damaged_names, open_objects, open_outputs, without
 from mergeflow.executor.run import Sink, make, open_sources
+from mergeflow.executor.space import clear, make_room
 from mergeflow.formats.files import Fingerprint
 from mergeflow.formats.journal import SourceFile
 from mergeflow.formats.output import OutputFiles
-from mergeflow.formats.parts import clear_dead_parts
 from mergeflow.formats.scan import Content, Scan
 from mergeflow.plan.plans import OutputPlan, Plan
 from mergeflow.store.objects import Store
@@ -50,21 +50,38 @@ def write_outputs(
     expected: Mapping[int, tuple[Fingerprint, ...]],
     store: Store,
     check: Callable[[OutputPlan, str], None] = lambda output, digest: None,
+    *,
+    partial: bool = False,
 ) -> Finished:
     """Make outputs in one pass over their sources. `expected` is what each source's files looked like when it was
     identified; `check` is given each result's digest before it is published, and may raise.
 
     An output that cannot be published (a check, a full disk, `nonfinite: error`) is an error in the results; the
-    others are not touched by it.
+    others are not touched by it. With `partial`, so is one that the disk has no room for beside those before it.
 
     Raises:
         IntegrityError: a source is not the file that was planned with; no output is published.
         ResourceError: disk or memory, before anything is made.
+        DeviceLost: an accelerator does not answer any more; what was made until then is left for the next build.
     """
+    lacking = make_room(plan, outputs)
+    if lacking and not partial:
+        raise next(iter(lacking.values()))
+    fitting = [output for output in outputs if output.path not in lacking]
+    made = _made(plan, fitting, device, report, expected, store, check) if fitting else Finished((), 0, 0)
+    results = dict(zip([output.path for output in fitting], made.results, strict=True))
+    return replace(made, results=tuple([{**results, **lacking}[output.path] for output in outputs]))
+
+
+def _made(
+    plan: Plan, outputs: Sequence[OutputPlan], device: Device, report: Reporter,
+    expected: Mapping[int, tuple[Fingerprint, ...]], store: Store, check: Callable[[OutputPlan, str], None],
+) -> Finished:  # fmt: skip
+    """The outputs that there is room for."""
     placement = outputs[0].placement
     assert placement is not None
     with ExitStack() as stack:
-        parts = _begin(stack, plan, outputs)
+        parts = _begin(stack, outputs)
         for part, output in zip(parts, outputs, strict=True):
             _keep_journals(part, plan, output, expected)
         sinks = [
@@ -80,7 +97,12 @@ def write_outputs(
             outputs = [without(output, {**kept, **stored}, plan.first_kept) for output in outputs]
             name = outputs[0].path if len(outputs) == 1 else f"{len(outputs)} outputs"
             report(PhaseStarted("merging", name, sum(output.layout.file_size for output in outputs)))
-            make(plan, outputs, None, device, report, {**sources, **kept, **stored}, sinks)
+            try:
+                make(plan, outputs, None, device, report, {**sources, **kept, **stored}, sinks)
+            except DeviceLost:  # no fault of what was made before; the CPU can go on from there
+                for part in parts:
+                    part.leave()
+                raise
             bytes_kept = sum(f.bytes_read for f in kept.values())
         damaged = [damaged_names(output, sink.scan) for output, sink in zip(outputs, sinks, strict=True)]
         if any(damaged):
@@ -99,18 +121,12 @@ def write_outputs(
         return Finished(results, sum(f.bytes_read for f in sources.values()), bytes_kept)
 
 
-def _begin(stack: ExitStack, plan: Plan, outputs: Sequence[OutputPlan]) -> list[OutputFiles]:
-    """The files of the outputs, in the place of what dead builds have left; what this build takes of that stays until
-    it has ended, so that nothing is lost when it is killed in turn. Where it takes the room that the outputs need, it
-    goes: rather computed again than not at all."""
-    folders = list(dict.fromkeys(output.target.parent for output in outputs))
-    spare = {file.path for file in plan.kept_files if file.path is not None}
-    for folder in folders:
-        clear_dead_parts(folder, spare)
+def _begin(stack: ExitStack, outputs: Sequence[OutputPlan]) -> list[OutputFiles]:
+    """The files of the outputs. Where the system refuses them, by a quota, say, all that dead builds have left goes."""
     try:
         return _opened(stack, outputs)
     except ResourceError:
-        if not [path for folder in folders for path in clear_dead_parts(folder)]:
+        if not clear(outputs):
             raise
     return _opened(stack, outputs)
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from blake3 import blake3
 
 from mergeflow.digest import CHUNK
-from mergeflow.executor.device import Bytes, Room, Worker
+from mergeflow.executor.device import Bytes, DeviceFull, Room, Worker
 from mergeflow.executor.nonfinite import make_canonical
 from mergeflow.executor.pieces import Making
 from mergeflow.formats.many import ReadFiles
@@ -36,6 +35,7 @@ ROOM = Room((ELEMENTS * 8,) * 3, max(CHUNK, ELEMENTS * 8))  # for any of the pro
 Make = Callable[[Placement, Room], Worker]
 _NUMPY = {DType.F64: np.float64, DType.F32: np.float32, DType.F16: np.float16}
 _SHARES = (Fraction(7), Fraction(3), Fraction(-3))
+_OTHER_BYTES, _NO_ROOM = "gives other bytes than the CPU", "has no memory left to be tried"
 
 
 def programs() -> Iterator[tuple[str, Program]]:
@@ -76,16 +76,35 @@ def values(dtype: DType, number: int) -> Bytes:
 
 
 def disagreement(name: str, device: Make, cpu: Make) -> str | None:
-    """The first program that a device does not compute as the CPU does; None when it does all of them."""
+    """Why a device cannot be used: the first program that it does not compute as the CPU does, or not at all; None when
+    it does all of them.
+
+    Raises:
+        DeviceLost: it does not answer.
+    """
     ours, theirs = (make(Placement(name, STREAMED, 1, CHUNK, _TILE, _TILE, 0, ""), ROOM) for make in (cpu, device))
     try:
         for title, program in programs():
-            results = [computed(worker, program) for worker in (ours, theirs)]
-            if results[0] != results[1]:
-                return title
+            why = _difference(ours, theirs, program)
+            if why is not None:
+                return f"{why} for {title}"
         return None
     finally:
         theirs.close()
+
+
+def _difference(ours: Worker, theirs: Worker, program: Program) -> str | None:
+    wanted = computed(ours, program)
+    try:
+        return None if computed(theirs, program) == wanted else _OTHER_BYTES
+    except DeviceFull:
+        return _NO_ROOM
+    except (RuntimeError, TypeError) as error:  # torch's, of a dtype or a card that it has no code for
+        return f"has no code ({_first_line(error)})"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def computed(worker: Worker, program: Program) -> bytes:
@@ -117,8 +136,8 @@ class _Bits(ReadFiles):
 
 
 def kernel_disagreement(driver: Driver, program: Staged) -> str | None:
-    """Why a program with kernels cannot be left to an accelerator: it gives other bytes than the CPU, or an error. None
-    where it can. Tried on numbers of the size that weights have, and on any bits there are.
+    """Why a program with kernels cannot be left to an accelerator: it gives other bytes than the CPU, or an error, or
+    could not be tried. None where it can. Tried on numbers of the size that weights have, and on any bits there are.
 
     Raises:
         DeviceLost: it does not answer.
@@ -135,14 +154,21 @@ def kernel_disagreement(driver: Driver, program: Staged) -> str | None:
                 for i, dtype in enumerate(program.inputs)
             }
             wanted = _whole(here.run(job, files))
-            found = there.run(job, files, partial(here.run, job, files))
+            found = there.run(job, files, _nobody)
             if found is None or _whole(found) != wanted:
-                return "gives other bytes than the CPU"
+                return _OTHER_BYTES
         return None
+    except DeviceFull:
+        return _NO_ROOM
     except (RuntimeError, TypeError) as error:  # torch's, of what it has no code for
-        return f"cannot do it ({str(error).splitlines()[0]})"
+        return f"cannot do it ({_first_line(error)})"
     finally:
         there.close()
+
+
+def _nobody() -> Making:
+    """In the place of the CPU, which would do the work of a device without memory, and so prove nothing of it."""
+    raise DeviceFull
 
 
 def _trial(program: Staged) -> Job:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, final
 
 from mergeflow.events import Reporter, Warned, silent
@@ -58,8 +59,10 @@ class _Streams:
         return found[:nbytes]
 
     def finish(self) -> None:
-        for stream in (self.up, self.compute, self.down):
-            self.driver.finish(stream)
+        """Wait for all of them, after an error of one, too: what is still on its way writes into the buffers."""
+        with ExitStack() as waits:
+            for stream in (self.down, self.compute, self.up):  # the last one is waited for first
+                waits.callback(self.driver.finish, stream)
 
     def drop(self) -> None:
         self._memory.clear()
@@ -95,12 +98,9 @@ class StreamedWorker(Worker):
     def run(self, program: Program, slots: Sequence[int], elements: int) -> None:
         while not self._on_cpu and self._driver.runs(program):
             tile = max(1, min(tile_for(op.compute, self._placement) for op in program.ops) >> self._shift)
-            try:
-                self._through(program, slots, elements, tile)
-            except DeviceFull:
-                self._use_less(tile)
-            else:
+            if self._fits(program, slots, elements, tile):
                 return
+            self._use_less(tile)
         self._host.run(program, slots, elements)
 
     def lost_before_rounding(self, program: Program, slots: Sequence[int], elements: int) -> int:
@@ -117,10 +117,20 @@ class StreamedWorker(Worker):
         return self._kernels
 
     def close(self) -> None:
-        self._drop()
-        if self._kernels is not None:
-            self._kernels.close()
-        self._host.close()
+        with ExitStack() as rest:  # a device that is lost says so again
+            rest.callback(self._host.close)
+            if self._kernels is not None:
+                rest.callback(self._kernels.close)
+            self._drop()
+
+    def _fits(self, program: Program, slots: Sequence[int], elements: int, tile: int) -> bool:
+        """Compute all of it, if the device has the memory. An error holds the frames that it came through, and they
+        the tiles, so nothing is given back before it is gone."""
+        try:
+            self._through(program, slots, elements, tile)
+        except DeviceFull:
+            return False
+        return True
 
     def _through(self, program: Program, slots: Sequence[int], elements: int, tile: int) -> None:
         """All tiles, queued one after the other; done when it returns."""
@@ -224,8 +234,13 @@ class StreamedDevice(Device):
             lambda: self._tell(report, message), lambda program: self._kernels_agree(number, program, report),
         )  # fmt: skip
 
-    def _streamed(self, driver: Driver, placement: Placement, room: Room) -> Worker:
-        return StreamedWorker(driver, placement, room, lambda own: self._host(placement, room, own), lambda: None)
+    def _tried(self, driver: Driver, placement: Placement, room: Room) -> Worker:
+        """A worker that the CPU never helps: what it computes is the device's."""
+
+        def full() -> None:
+            raise DeviceFull(driver.name)
+
+        return StreamedWorker(driver, placement, room, lambda own: self._host(placement, room, own), full)
 
     def _kernels_agree(self, number: int, program: Staged, report: Reporter) -> bool:
         """Whether an accelerator gives the CPU's bytes for a program with kernels, asked once."""
@@ -243,11 +258,11 @@ class StreamedDevice(Device):
         driver = self._drivers[number]
         found = disagreement(
             self.name,
-            lambda placement, room: self._streamed(driver, placement, room),
+            lambda placement, room: self._tried(driver, placement, room),
             lambda placement, room: self._host(placement, room, buffers(room)),
         )
         if found is not None:
-            report(Warned(f"{driver.name} gives other bytes than the CPU for {found}: it is not used"))
+            report(Warned(f"{driver.name} {found}: it is not used"))
         return found is None
 
     def _tell(self, report: Reporter, message: str) -> None:

@@ -59,9 +59,11 @@ class Sums:
 
     def _divisor(self, divisor: int, compute: DType) -> torch.Tensor:
         key = divisor, compute
-        if key not in self._divisors:
-            self._divisors[key] = torch.tensor(float(divisor), dtype=TORCH[compute], device=self._device)
-        return self._divisors[key]
+        found = self._divisors.get(key)
+        if found is None:
+            made = torch.tensor(float(divisor), dtype=TORCH[compute], device=self._device)
+            found = self._divisors.setdefault(key, made)  # the first of several workers' stays: streams are reading it
+        return found
 
     def _empty(self, n: int, dtype: DType) -> torch.Tensor:
         return torch.empty(n, dtype=TORCH[dtype], device=self._device)

@@ -10,11 +10,15 @@ from fractions import Fraction
 
 import psutil
 
+from mergeflow.errors import ResourceError
+from mergeflow.executor.device import DeviceFull
 from mergeflow.executor.driver import Driver
 from mergeflow.plan.program import Op, Program
 from mergeflow.tensors import DType
 
 _BYTES, _TERMS, _TRIES = 32 << 20, 3, 5
+_LATER = "measure again when nothing else runs on it; until then what hardware of the kind does at least is taken"
+_NEVER = "another build of torch may have code for it; --device cpu computes the same bytes"
 _MARGIN, _LEAST = 1.25, 100_000_000  # on what was seen of memory: builds make more streams, and load more kernels
 
 
@@ -35,16 +39,21 @@ def rates(name: str, free: int) -> Rates:
     """Of the first device of a name; `free` bytes were left on it before this process woke it.
 
     Raises:
-        ResourceError: torch has none.
+        ResourceError: torch has none, or cannot use it now.
     """
     before, began = _own_memory(), time.perf_counter()
     from mergeflow.executor.torchdevice import drivers, seen
 
     driver = drivers(name)[0]
-    driver.finish(driver.stream())
-    driver.memory(1)
-    start = time.perf_counter() - began
-    up, down, term = speeds_of(driver)
+    try:
+        driver.finish(driver.stream())
+        driver.memory(1)
+        start = time.perf_counter() - began
+        up, down, term = speeds_of(driver)
+    except DeviceFull as error:
+        raise ResourceError(f"{driver.name} has no memory left to be measured", hint=_LATER) from error
+    except RuntimeError as error:  # torch's, of a card that it has no code for
+        raise ResourceError(f"torch cannot use {driver.name}: {str(error).splitlines()[0]}", hint=_NEVER) from error
     driver.release()
     host, context = _own_memory() - before, free - seen(name)[1][0]
     return Rates(up, down, term, start, *[max(_LEAST, round(_MARGIN * taken)) for taken in (host, context)])

@@ -161,14 +161,17 @@ def _not_there(error: OSError, path: Path) -> MissingInput | None:
     folder = path.parent
     if not folder.is_dir():
         found = f", {folder} is a file and no folder" if folder.exists() else ""
-        return MissingInput(f"{path}: there is no such file{found}")
+        return MissingInput(f"{path}: there is no such file{found}", hint="" if found else _meant(folder))
     return MissingInput(f"{path}: there is no such file", hint=_meant(path))
+
+
+_NO_MODELS = (".yaml", ".yml", ".lock", ".md", ".txt", ".sha256")  # what lies beside models
 
 
 def _meant(path: Path) -> str:
     """The files beside it that are called almost the same."""
     with contextlib.suppress(OSError):
-        beside = {p.stem: p.name for p in path.parent.iterdir()}
+        beside = {p.stem: p.name for p in path.parent.iterdir() if p.suffix not in _NO_MODELS}
         close = nearest(path.stem, beside)
         if close:
             return f"did you mean {' or '.join(beside[stem] for stem in close)}?"

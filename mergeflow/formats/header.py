@@ -6,21 +6,20 @@ The format: 8 bytes little-endian header length, a JSON object {name: {dtype, sh
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from mergeflow.errors import IntegrityError
 from mergeflow.formats.files import ReadFile
+from mergeflow.formats.strictjson import Duplicate, parse_json
 from mergeflow.tensors import BY_CODE, TensorSpec
 
 HEADER_LIMIT = 100_000_000  # of the reference implementation
-LARGEST = 1 << 128  # beyond any size; a number of thousands of digits could not even be shown
+LARGEST = 1 << 64  # what sizes are counted in elsewhere; a number of thousands of digits could not even be shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +38,6 @@ class _Damaged(Exception):
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
-
-
-class _Duplicate(ValueError):
-    pass
 
 
 def read_header(file: ReadFile) -> Header:
@@ -90,9 +85,9 @@ def check_with_library(path: Path) -> None:
 @lru_cache(maxsize=4)  # variants of one model mostly have the very same header
 def _parsed(raw: bytes, file_size: int) -> Header:
     try:
-        document = json.loads(raw, object_pairs_hook=_no_duplicates)
-    except _Duplicate as error:
-        raise _Damaged(f"the header names {error} twice") from None
+        document = parse_json(raw)
+    except Duplicate as error:
+        raise _Damaged(f"the header names {_shown(error.name)} twice") from None
     except (ValueError, RecursionError):
         raise _Damaged("not a safetensors file: the header is not valid JSON") from None
     if not isinstance(document, dict):
@@ -105,17 +100,6 @@ def _parsed(raw: bytes, file_size: int) -> Header:
     tensors.sort(key=lambda t: (t.start, t.nbytes))
     _check_no_holes(tensors, data_start, file_size)
     return Header({t.name: t for t in tensors}, metadata, data_start, file_size)
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        for name, _ in pairs:
-            if name in seen:
-                raise _Duplicate(_shown(name))
-            seen.add(name)
-    return result
 
 
 def _tensor(name: str, entry: Any, data_start: int) -> TensorSpec:
@@ -137,7 +121,7 @@ def _tensor(name: str, entry: Any, data_start: int) -> TensorSpec:
                 f"tensor {_shown(name)}: shape {_shown(list(shape))}, data_offsets {_shown([begin, end])}: "
                 "one is not a whole number that a file could have"
             )
-    nbytes = prod(shape) * dtype.size
+    nbytes = _size(shape, dtype.size)
     if end - begin != nbytes:
         needs = f"{nbytes:,} bytes" if nbytes < LARGEST else "more bytes than any file has"
         raise _Damaged(
@@ -145,6 +129,17 @@ def _tensor(name: str, entry: Any, data_start: int) -> TensorSpec:
             + (f"its offsets span {end - begin:,}" if begin <= end else f"it ends before it begins: [{begin}, {end}]")
         )
     return TensorSpec(name, dtype, shape, data_start + begin)
+
+
+def _size(shape: tuple[int, ...], element: int) -> int:
+    """In bytes. LARGEST where it is that or more on the way, even if a 0 follows: the reference implementation says so
+    too, and a product of a million factors would take hours."""
+    size = element
+    for n in shape:
+        size *= n
+        if size >= LARGEST:
+            return LARGEST
+    return size
 
 
 def _shown(value: object) -> str:

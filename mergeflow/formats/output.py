@@ -152,6 +152,12 @@ class OutputFiles:
             part.discard()
         self._end_journals()
 
+    def leave(self) -> None:
+        """As they are, with their journals: what is done is not to be done again."""
+        for part in self._parts:
+            part.leave()
+        self._end_journals()
+
     def _end_journals(self) -> None:
         for journal in self._journals:
             journal.end()

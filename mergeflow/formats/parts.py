@@ -141,6 +141,10 @@ class PartFile:
         self._close()
         self._unlink()
 
+    def leave(self) -> None:
+        """Close it as it is, under its temporary name: a later build takes over what its journal calls done."""
+        self._close()
+
     def _unlink(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()
@@ -171,16 +175,25 @@ def check_space(final: Path, size: int) -> None:
     Raises:
         ResourceError: it has not.
     """
-    try:
-        there = next((folder for folder in final.parents if folder.exists()), final.parent)
-        free = _free_space(there)
-    except OSError as error:
-        raise explain_os_error(error, "making its folder", final) from error
+    _, free = disk_of(final)
     if size > free:
         raise ResourceError(
             f"{final}: needs {human_bytes(size)}, the disk has {human_bytes(free)} free",
             hint="free some space, or write it to another disk",
         )
+
+
+def disk_of(final: Path) -> tuple[int, int]:
+    """The disk that a file would lie on, by its number, and how many bytes are free there.
+
+    Raises:
+        ResourceError: its folder cannot be looked at.
+    """
+    try:
+        there = next((folder for folder in final.parents if folder.exists()), final.parent)
+        return there.stat().st_dev, _free_space(there)
+    except OSError as error:
+        raise explain_os_error(error, "making its folder", final) from error
 
 
 def set_aside(path: Path) -> Path | None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from mergeflow.errors import IntegrityError, MissingInput
 from mergeflow.formats.files import ReadFile
 from mergeflow.formats.stored import Contents, in_file_order, listed, recognise
+from mergeflow.formats.strictjson import Duplicate, parse_json
 from mergeflow.tensors import TensorSpec
 
 INDEX_LIMIT = 100_000_000
@@ -35,7 +35,7 @@ def read_shards(index: Path, read_file: Callable[[Path], Contents]) -> Contents:
                 f"{index}: names a file outside of its own folder: {name[:200]!r}",
                 hint="an index may only name files beside it",
             )
-    missing = [n for n in names if not (index.parent / n).exists()]
+    missing = [n for n in names if not os.path.exists(index.parent / n)]  # noqa: PTH110  # too long names as well
     if missing:
         raise MissingInput(
             f"{index}: {len(missing)} of its {len(names)} files are not there: {listed(missing)}",
@@ -73,10 +73,6 @@ def join(path: Path, container: str, parts: Iterable[tuple[str, Contents]]) -> C
     return Contents(container, tuple(files), ordered, metadata or {}, extras, recognise(ordered.values()))
 
 
-class _Duplicate(ValueError):
-    pass
-
-
 def _read_index(index: Path) -> tuple[dict[str, str], dict[str, str | float]]:
     """Its weight_map, and the plain values of its metadata."""
     with ReadFile(index) as file:
@@ -84,9 +80,9 @@ def _read_index(index: Path) -> tuple[dict[str, str], dict[str, str | float]]:
             raise IntegrityError(f"{index}: not an index: it has {file.size:,} bytes")
         raw = file.read(file.size, 0)
     try:
-        document = json.loads(raw, object_pairs_hook=_no_duplicates)
-    except _Duplicate as error:
-        raise IntegrityError(f"{index}: names {error} twice") from None
+        document = parse_json(raw)
+    except Duplicate as error:
+        raise IntegrityError(f"{index}: names {error.name[:200]!r} twice") from None
     except (ValueError, RecursionError):
         raise IntegrityError(f"{index}: not an index: it is not valid JSON") from None
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
@@ -102,23 +98,17 @@ def _read_index(index: Path) -> tuple[dict[str, str], dict[str, str | float]]:
     return weight_map, {k: v for k, v in plain if isinstance(v, (str, int, float, bool))}
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in result:
-            raise _Duplicate(repr(name[:200]))
-        result[name] = value
-    return result
-
-
 def _plain(name: str) -> bool:
     """Whether this is a file's bare name, on this system and on others."""
     return name not in ("", ".", "..") and not any(c in name for c in "/\\:\0") and len(name) <= 255
 
 
 def _agree(index: Path, weight_map: dict[str, str], parts: dict[str, Contents]) -> None:
+    asked: dict[str, set[str]] = {file: set() for file in parts}
+    for name, file in weight_map.items():
+        asked[file].add(name)
     for file, part in parts.items():
-        expected = {name for name, f in weight_map.items() if f == file}
+        expected = asked[file]
         if absent := sorted(expected - part.tensors.keys()):
             raise IntegrityError(f"{index}: {file} should hold {listed(absent)}, and does not")
         if extra := sorted(part.tensors.keys() - expected):

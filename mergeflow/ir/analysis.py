@@ -4,7 +4,8 @@ Two linear passes over the graph for each *case* (a case is all that can differ 
 have it, the values of the profiles there, the component it belongs to):
 
 1. upwards: degree, primary, and whether the tensor is there at all, by the rules for missing tensors;
-2. downwards: each node's share in the result, so that a graph of depth 100 with 2**100 paths costs its edges.
+2. downwards: each node's share in the result, so that a graph of depth 100 with 2**100 paths costs its edges. What
+   was found below one root is not gone through again for the next: all steps of a chain cost as much as the last.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from heapq import heappop, heappush
 
 from mergeflow.errors import Place, RecipeError
+from mergeflow.ir.degrees import check_degree, check_side
 from mergeflow.ir.forms import Applied, Form, Leaf, Rounded
-from mergeflow.ir.kernels import Kernel
 from mergeflow.ir.nodes import Apply, Free, Like, Load, Named, Node, Pick, Replace, Round, Sum
 from mergeflow.ir.numbers import ONE, ZERO, Number, decimal, evaluate, exact_sum, times
 
@@ -50,6 +52,7 @@ class Analysis:
         self.order, self.case, self.deltas = order, case, deltas
         self._position = {id(node): i for i, node in enumerate(order)}
         self._states: dict[int, _State] = {}
+        self._below: dict[int, tuple[dict[int, Fraction], dict[Round | Apply, Fraction]]] = {}  # of roots before
         for node in order:
             try:
                 self._states[id(node)] = self._up(node)
@@ -232,62 +235,43 @@ class Analysis:
         """The shares of sources, rounding points and applied kernels in `root`; does not look below those, unless
         `root` itself is a rounding point and what is `below` it is asked for."""
         arriving: dict[int, list[Fraction]] = {id(root): [ONE]}
+        waiting = [-self._position[id(root)]]  # users before what they use
         shares: dict[int, list[Fraction]] = {}
-        opaque: dict[Round | Apply, Fraction] = {}
-        for node in reversed(self.order[: self._position[id(root)] + 1]):
-            given = arriving.pop(id(node), None)
-            if given is None:
-                continue
-            share = exact_sum(given)
+        opaque: dict[Round | Apply, list[Fraction]] = {}
+        while waiting:
+            node = self.order[-heappop(waiting)]
+            share = exact_sum(arriving.pop(id(node)))
             state = self._states[id(node)]
-            if isinstance(node, Load):
+            if node is not root and id(node) in self._below:
+                sources, leaves = self._below[id(node)]
+                for source, part in sources.items():
+                    shares.setdefault(source, []).append(times(part, share))
+                for leaf, part in leaves.items():
+                    opaque.setdefault(leaf, []).append(times(part, share))
+            elif isinstance(node, Load):
                 if node.source not in self.case.absent:
                     shares.setdefault(node.source, []).append(share)
             elif isinstance(node, Apply) and not state.used:
                 if state.present:
-                    opaque[node] = share
+                    opaque.setdefault(node, []).append(share)
             elif isinstance(node, Round) and not (below and node is root):
-                opaque[node] = share
+                opaque.setdefault(node, []).append(share)
             else:
                 for factor, child in state.used:
-                    arriving.setdefault(id(child), []).append(times(factor, share))
-        return {source: exact_sum(parts) for source, parts in shares.items()}, opaque
+                    if id(child) not in arriving:
+                        arriving[id(child)] = []
+                        heappush(waiting, -self._position[id(child)])
+                    arriving[id(child)].append(times(factor, share))
+        ordered = sorted(opaque.items(), key=lambda item: -self._position[id(item[0])])
+        found = (
+            {source: exact_sum(parts) for source, parts in shares.items()},
+            {leaf: exact_sum(parts) for leaf, parts in ordered},
+        )
+        if not isinstance(root, Round):
+            self._below[id(root)] = found
+        return found
 
 
 def _shared(degree: Fraction) -> Fraction:
     """Zero and one as the constants, which are told by identity."""
     return ZERO if not degree else ONE if degree == 1 else degree
-
-
-def check_side(kernel: Kernel, position: int, degree: Fraction, delta: bool, operand: Node) -> None:
-    """Refuse a model where a kernel takes a difference, and the other way round."""
-    side = kernel.side(position)
-    if (side == "delta" and degree == 0 and delta) or (side == "model" and degree == 1 and not delta):
-        return
-    what = f"the step {operand.name}" if isinstance(operand, Named) else f"its operand {position + 1}"
-    if side == "delta":
-        found = "is a model" if degree == 1 else f"has shares that add up to {decimal(degree)}"
-        hint = "give it the difference from the model it was trained from: a - base"
-        raise RecipeError(f"{kernel.name} takes differences of models, and {what} {found}", hint=hint)
-    found = "is a difference" if degree == 0 else f"has shares that add up to {decimal(degree)}"
-    raise RecipeError(f"{kernel.name} takes models, and {what} {found}", hint="add it to a model first: base + x")
-
-
-def check_degree(name: str, place: Place, degree: Fraction) -> None:
-    """Refuse what is neither a model nor a difference, and say how to make it one."""
-    if degree is ONE or degree in (0, 1):
-        return
-    shown = decimal(degree)
-    if degree == 2:
-        raise RecipeError(
-            f"{name} adds two whole models: the shares add up to 2, a model needs 1, a difference 0",
-            place=place,
-            hint="add a difference, as in a + (b - base), or mix, as in a*0.5 + b*0.5; "
-            "on purpose: linear([a, b], normalize=false)",
-        )
-    raise RecipeError(
-        f"the shares of {name} add up to {shown}; a model needs 1, a difference 0",
-        place=place,
-        hint="make them add up, as in a*0.5 + b*0.5, or let linear([a @ 0.7, b @ 0.4], normalize=true) divide by their "
-        "sum; on purpose: linear(…, normalize=false) or scale(x, k)",
-    )

@@ -160,7 +160,7 @@ def _karcher(sphere: _Sphere) -> Vector | None:
         if mean is None:
             return None
         cosines = [_within(c) for c in sphere.along(mean)]
-        if min(cosines) <= _STILL - 1:
+        if any(w and c <= _STILL - 1 for w, c in zip(sphere.weights, cosines, strict=True)):
             return None  # opposite to the mean: no way there is the shortest
         pulls = []
         for w, c in zip(sphere.weights, cosines, strict=True):
@@ -190,14 +190,14 @@ def _moved(sphere: _Sphere, middle: Vector, step: Vector) -> Vector:
 
 
 def _pair(
-    name: str, direction: Callable[[_Sphere], Vector | None], ranges: dict[str, Range]
+    name: str, version: int, direction: Callable[[_Sphere], Vector | None], ranges: dict[str, Range]
 ) -> tuple[Formula, Formula]:
     """The kernel over models and the one over differences."""
     measure, compiled = _measured(direction)
     over_models = kernel(
         name,
         cost=5.0,
-        version=1,
+        version=version,
         operands=("model",),
         many=True,
         result="model",
@@ -211,7 +211,7 @@ def _pair(
     over_deltas = kernel(
         name + "_delta",
         cost=5.0,
-        version=1,
+        version=version,
         operands=("delta",),
         many=True,
         result="delta",
@@ -225,8 +225,8 @@ def _pair(
     return over_models, over_deltas
 
 
-MULTISLERP, MULTISLERP_DELTA = _pair("multislerp", _tangent, {})
-KARCHER, KARCHER_DELTA = _pair("karcher", _karcher, {"weight": Range(Fraction(0))})
+MULTISLERP, MULTISLERP_DELTA = _pair("multislerp", 1, _tangent, {})
+KARCHER, KARCHER_DELTA = _pair("karcher", 2, _karcher, {"weight": Range(Fraction(0))})
 
 
 @method(MULTISLERP, MULTISLERP_DELTA)
@@ -255,9 +255,10 @@ def karcher(models: Models, base: Model | None = None) -> Model:
     shorter than 1e-12, 256 steps at most. With a base the xᵢ are the differences from it, and the result is added to
     it. Weights are written `x @ w`, 0 or more, and divided by their sum.
 
-    A tensor of zeros has no direction: the others' decide, and its length counts as 0. Where directions cancel, or only
-    one tensor has one, the result is Σ wᵢxᵢ. mergekit's `karcher` has no weights and no base, stops after 10 steps or
-    at 1e-5, counts in the tensors' dtype, and leaves tensors of zeros out of the mean length.
+    A tensor of zeros has no direction: the others' decide, and its length counts as 0. Where directions cancel, one of
+    weight is opposite to the mean, only one tensor has one, or a value is not finite, the result is Σ wᵢxᵢ. mergekit's
+    `karcher` has no weights and no base, stops after 10 steps or at 1e-5, counts in the tensors' dtype, and leaves
+    tensors of zeros out of the mean length.
 
     Example: `karcher([a, b @ 0.5, c])`
     """

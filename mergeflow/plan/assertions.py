@@ -33,7 +33,8 @@ def check_claim(bound: Bound, claim: Claim, facts: Facts) -> str:
     label = {i: facts[i].name for i in graph.sources}
     same = {i: min(j for j in graph.sources if facts[j].model == facts[i].model) for i in graph.sources}
     for analysis, _ in analyses:
-        left, right = (canonical(analysis.form(side), same) for side in (claim.left, claim.right))
+        numbers: dict[object, int] = {}
+        left, right = (canonical(analysis.form(side), same, numbers) for side in (claim.left, claim.right))
         if left != right:
             raise RecipeError(
                 f"the assertion does not hold: {claim.text}",
@@ -48,15 +49,15 @@ def check_claim(bound: Bound, claim: Claim, facts: Facts) -> str:
 Canonical = tuple[tuple[Fraction, object], ...]
 
 
-def canonical(form: Form, same: Mapping[int, int]) -> Canonical:
-    """A form as plain tuples that compare equal exactly when the forms are; `same` maps equal sources to one."""
-    numbers: dict[object, int] = {}  # each inner form, once seen, is known by a number
+def canonical(form: Form, same: Mapping[int, int], numbers: dict[object, int]) -> Canonical:
+    """A form as plain tuples. With the same `numbers` they compare equal exactly when the forms are: each inner form,
+    wherever it is met first, is known by its number there. `same` maps equal sources to one."""
     seen: dict[tuple[int, DType | None, DType], int] = {}
     result: Canonical = ()
     for point in inner_first(form, DType.F64):
         if isinstance(point.leaf, Applied):
-            call = (_call(point.leaf, [seen[part.identity] for part in point.parts()]),)
-            seen[point.identity] = numbers.setdefault(((Fraction(0), call),), len(numbers))
+            call = _call(point.leaf, [seen[part.identity] for part in point.parts()])
+            seen[point.identity] = numbers.setdefault(call, len(numbers))
             continue
         shares: dict[object, Fraction] = {}
         for share, leaf in point.leaf.form.terms:
@@ -68,8 +69,7 @@ def canonical(form: Form, same: Mapping[int, int]) -> Canonical:
             shares[key] = shares.get(key, Fraction(0)) + share
         result = tuple(sorted(((s, k) for k, s in shares.items() if s), key=lambda t: str(t[1])))
         seen[point.identity] = numbers.setdefault(result, len(numbers))
-    inner = tuple(k for k, _ in sorted(numbers.items(), key=lambda item: item[1])[:-1])
-    return (*result, *((Fraction(0), k) for k in inner))
+    return result
 
 
 def _call(leaf: Applied, operands: list[int]) -> tuple[object, ...]:

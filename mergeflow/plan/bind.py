@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from fractions import Fraction
+from itertools import chain
 
 from mergeflow.errors import RecipeError
 from mergeflow.ir.nodes import Named, Scaled, as_node
@@ -21,6 +22,7 @@ from mergeflow.plan.sweeps import (
     label,
     metadata,
 )
+from mergeflow.plan.unused import check_unused
 from mergeflow.plan.values import Value
 from mergeflow.recipe import Comparison, Output, Recipe
 from mergeflow.recipe.template import same_output
@@ -47,8 +49,10 @@ def bind(recipe: Recipe) -> Bound:
     for path, output in recipe.outputs.items():
         for scope in names.scopes(_names(output), depends[path]):
             _bind_output(bound, output, names, scope, taken)
+    asserted: list[str] = []
     for comparison in recipe.asserts:
         used = names_in([comparison.left, *(right for _, right in comparison.rest)])
+        asserted += used
         on = names.sweeps_under(used)
         if count(names.sweeps, on) > MAX_OUTPUTS:
             message = f"the assertion depends on more than {MAX_OUTPUTS:,} combinations of values"
@@ -57,6 +61,8 @@ def bind(recipe: Recipe) -> Bound:
             where = names.words(scope.choice)
             with errors_at(where):
                 _bind_assert(bound, comparison, scope.values, where)
+    bound.unused = names.unused([*chain.from_iterable(map(_names, recipe.outputs.values())), *asserted])
+    check_unused(recipe, bound.unused)
     return bound
 
 

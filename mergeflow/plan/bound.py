@@ -97,6 +97,7 @@ class Bound:
     points: dict[str, SweepPoint] = field(default_factory=dict)  # of every output
     claims: list[Claim] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)  # every recipe file that was read
+    unused: tuple[str, ...] = ()  # params of the recipe that no output and no assertion uses
 
     def kept_steps(self) -> list[tuple[str, Node]]:
         """The steps with `keep: true`, for every choice among sweeps."""

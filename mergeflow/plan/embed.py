@@ -139,6 +139,6 @@ def _applied(leaf: Applied, operands: list[int], seed: int) -> dict[str, Any]:
     if kernel.origin:
         entry["source"] = kernel.origin
     entry |= {name: str(value) for name, value in leaf.arguments} | dict(leaf.options)
-    if kernel.random:
-        entry.setdefault("seed", str(seed))
+    if kernel.random:  # at the end, whether the call or the recipe says it
+        entry["seed"] = str(entry.pop("seed", seed))
     return {**entry, "to": [[str(weight), number] for weight, number in taken]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
@@ -12,8 +13,13 @@ from mergeflow.methods.registry import Weighted, built_in
 from mergeflow.plan.calls import call, check_words
 from mergeflow.plan.values import Value, Word, described, known
 from mergeflow.recipe.expression import Call, Expression, Instr, spell
-from mergeflow.recipe.tokens import is_plain_name
+from mergeflow.recipe.tokens import clip, is_plain_name
 
+_ELSEWHERE = {  # what other tools, and people, call methods
+    "mean": "average", "avg": "average", "sum": "average", "merge": "weighted_sum", "mix": "weighted_sum",
+    "blend": "weighted_sum", "lerp": "weighted_sum", "interpolate": "weighted_sum", "addifference": "add_difference",
+    "add": "add_difference", "sub": "subtract", "diff": "subtract", "max": "magmax",
+}  # fmt: skip
 _WORDS: Mapping[str, Value] = {"true": True, "false": False}
 
 
@@ -43,7 +49,7 @@ def evaluate_argument(expression: Expression, scope: Mapping[str, Value]) -> Val
                 stack.append(_negate(expression, instr, known(stack.pop())))
             case "call":
                 assert isinstance(instr.value, Call)
-                stack.append(_call(expression, instr, instr.value, stack))
+                stack.append(_call(expression, instr, instr.value, stack, scope))
             case "sum":
                 assert isinstance(instr.value, tuple)
                 stack.append(_sum(expression, instr, _pop_known(stack, len(instr.value)), instr.value))
@@ -99,6 +105,8 @@ def _unknown(expression: Expression, instr: Instr, name: str, scope: Mapping[str
         return RecipeError(
             f"{whole} is one name, but is read as several", place=place, hint=f"quote it: {spell(whole)}"
         )
+    elif not scope:
+        hint = f"a model has a line under sources: {clip(name)}: FILE"
     elif name in built_in():
         hint = f"{name} is a method, called as {built_in()[name].signature}"
     return UnknownName("source, param or step", name, scope, place=expression.place(instr.offset), hint=hint)
@@ -194,7 +202,7 @@ _BINARY: Mapping[str, Callable[[Expression, Instr, Value, Value], Value]] = {
 }
 
 
-def _call(expression: Expression, instr: Instr, written: Call, stack: list[Value]) -> Value:
+def _call(expression: Expression, instr: Instr, written: Call, stack: list[Value], scope: Mapping[str, Value]) -> Value:
     values = _pop(stack, written.positional + len(written.keywords))
     positional, named = (
         values[: written.positional],
@@ -206,7 +214,21 @@ def _call(expression: Expression, instr: Instr, written: Call, stack: list[Value
         return call(written.name, positional, named)
     except MergeflowError as error:  # asked only now, because a place is found by walking through the text
         error.place = error.place or expression.place(instr.offset)
+        if isinstance(error, UnknownName) and error.message.startswith("no method"):
+            error.hint = _method_meant(written.name, expression.text[: instr.offset], scope) or error.hint
         raise
+
+
+def _method_meant(name: str, before: str, scope: Mapping[str, Value]) -> str:
+    """What was meant by a call of something that is no method, where more is known than how it is spelt."""
+    if name in scope:
+        return f"{name} is no method; a product is written {name} * (…)"
+    broken = re.search(r"(\w+)\s*-\s*$", before)
+    if broken and (whole := f"{broken[1]}_{name}") in built_in():
+        return f"did you mean {whole}?"
+    if (other := _ELSEWHERE.get(name.casefold())) is not None:
+        return f"did you mean {built_in()[other].signature}? `mergeflow methods` lists them"
+    return ""
 
 
 def _refuse(expression: Expression, instr: Instr, message: str, hint: str = "") -> RecipeError:

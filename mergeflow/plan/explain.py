@@ -140,7 +140,7 @@ def reason(wanted_key: str, found: Found, now: Snapshot) -> tuple[bool, str]:
     if found.key == wanted_key and found.intact:
         return False, "it is up to date"
     if not found.intact:
-        return True, "it was changed since it was built"
+        return True, "it is not what mergeflow built there, and only --force overwrites it"
     if found.snapshot is None:
         return True, "it was built from something else"
     changes = differences(found.snapshot, now.to_json(), found.changed)

@@ -14,38 +14,58 @@ with digests first, neighbouring tensors would need programs of their own.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mergeflow.digest import action_key
-from mergeflow.ir.forms import Form, inner_first
+from mergeflow.ir.forms import Form, kernels_in, sources_in
 from mergeflow.plan.facts import Facts
 from mergeflow.plan.fitting import check_operands, check_shape
 from mergeflow.plan.program import COPY, STAGED, ZERO, Numbered, Op, Program, Staged, TensorWork, make_op
 from mergeflow.plan.resolve import Resolved
-from mergeflow.plan.steps import Step, TensorSteps, Value, copy_preimage, head, needed, reachable
+from mergeflow.plan.steps import (
+    Order,
+    Outline,
+    Step,
+    copy_preimage,
+    head,
+    needed,
+    outline,
+    reachable,
+)
 from mergeflow.tensors import DType, TensorSpec
 
 
-class _Ready(NamedTuple):
-    """What tensors of the same dtypes share: their program and the texts of their keys, digests left open. `value` is
-    of the sum before it is rounded."""
+class _Made(NamedTuple):
+    """What an outline comes to with its operands in some order: a program, the sources that are its inputs, and the
+    operations that are left of the outline's."""
 
     program: int
-    text: str
-    value: str
+    staged: int
+    inputs: tuple[int, ...]
+    kept: tuple[int, ...]
 
 
-class _Sum(NamedTuple):
-    """A form over sources alone, its terms by integer; `ranked`: no two integers are equal, so that no digest is needed
-    to order them. `tensors` and `digests` are the sources'."""
+@dataclass(slots=True)
+class _Ready:
+    """What tensors share: an outline, whether all their dtypes are floating point, and what was made of it."""
 
+    outline: Outline
+    floats: bool
+    made: dict[tuple[Order, ...], _Made] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Formed:
+    """A form with the sources in it, by their numbers, and `tensors` and `digests` of each. `only`: what kernels that
+    are about some tensors alone are about."""
+
+    form: Form
     sources: tuple[int, ...]
-    integers: tuple[int, ...]
-    divisor: int
-    ranked: bool
     tensors: tuple[Mapping[str, TensorSpec], ...]
     digests: tuple[Mapping[str, bytes], ...]
-    ready: dict[tuple[tuple[DType, ...], DType], _Ready]
+    only: frozenset[str]
+    ready: dict[tuple[tuple[DType, ...], tuple[int, ...], DType, str], _Ready] = field(default_factory=dict)
 
 
 class Lowering:
@@ -64,16 +84,13 @@ class Lowering:
             RecipeError: shapes or dtypes that do not go together; arithmetic on scaled quantised weights.
         """
         self._facts = resolved.facts
-        sums = [self._sum(form) for form in resolved.forms]
+        formed = [self._formed(form) for form in resolved.forms]
         tensors = zip(resolved.specs, resolved.primaries, resolved.cases, dtypes, strict=True)
         for spec, primary, case, dtype in tensors:
             if not spec.dtype.is_float or resolved.architecture.is_buffer(spec.name):
                 yield self._copy(spec, primary)
-                continue
-            target = dtype or spec.dtype
-            plain = sums[case]
-            work = self._quick(spec, plain, target) if plain is not None else None
-            yield work or self._general(spec, primary, resolved.forms[case], target)
+            else:
+                yield self._computed(spec, primary, formed[case], dtype or spec.dtype)
 
     def preimage(self, resolved: Resolved, dtype: DType | None, index: int) -> str:
         """The text whose hash is the key of one tensor, for people."""
@@ -82,106 +99,109 @@ class Lowering:
         if not spec.dtype.is_float or resolved.architecture.is_buffer(spec.name):
             return copy_preimage(self._facts[primary].digests[spec.name])
         texts: list[str] = []
-        form = resolved.forms[resolved.cases[index]]
-        self._general(spec, primary, form, dtype or spec.dtype, texts)
+        formed = self._formed(resolved.forms[resolved.cases[index]])
+        self._computed(spec, primary, formed, dtype or spec.dtype, texts)
         return texts[-1]
 
-    # -- the common case: distinct sources of one shape, no rounding points --------------------------------------
-
-    def _sum(self, form: Form) -> _Sum | None:
-        """None where the form is made of more than sources."""
-        if len(form.terms) < 2 or not all(isinstance(leaf, int) for _, leaf in form.terms):
-            return None
-        numbers, divisor = form.integers()
-        leaves = [(-n, leaf) for n, (_, leaf) in zip(numbers, form.terms, strict=True) if isinstance(leaf, int)]
-        sources = tuple([source for _, source in sorted(leaves)])
-        integers = tuple([-n for n, _ in sorted(leaves)])
+    def _formed(self, form: Form) -> _Formed:
+        sources = tuple(sorted(sources_in([form])))
         facts = [self._facts[source] for source in sources]
-        tensors, digests = tuple([f.tensors for f in facts]), tuple([f.digests for f in facts])
-        return _Sum(sources, integers, divisor, len(set(integers)) == len(integers), tensors, digests, {})
-
-    def _quick(self, spec: TensorSpec, plain: _Sum, target: DType) -> TensorWork | None:
-        """None when something about this tensor needs the general way."""
-        name, shape, sources = spec.name, spec.shape, plain.sources
-        specs = [tensors[name] for tensors in plain.tensors]
-        for s in specs:
-            if s.shape != shape or not s.dtype.is_float:
-                return None
-        digests = [of[name] for of in plain.digests]
-        if len(set(digests)) != len(digests):
-            return None
-        if not plain.ranked:
-            order = sorted(range(len(digests)), key=lambda i: (-plain.integers[i], digests[i]))
-            specs, digests = [specs[i] for i in order], [digests[i] for i in order]
-            sources = tuple([sources[i] for i in order])
-        dtypes = tuple([s.dtype for s in specs])
-        ready = plain.ready.get((dtypes, target)) or self._prepare(plain, dtypes, target)
-        written = tuple([digest.hex() for digest in digests])
-        key = action_key(ready.text % written)
-        values = (action_key(ready.value % written),) if self._keeping else ()
-        reads = tuple(zip(sources, [s.start for s in specs], strict=True))
-        return TensorWork(name, target, shape, key, ready.program, reads, values=values)
-
-    def _prepare(self, plain: _Sum, dtypes: tuple[DType, ...], target: DType) -> _Ready:
-        compute = self._compute or target.compute
-        op = make_op([(n, k) for k, n in enumerate(plain.integers)], plain.divisor, compute, target)
-        lines = "".join([f"{n} * b3:%s\n" for n in plain.integers]) + f"/ {plain.divisor}\n"
-        heads = head(compute, target), head(compute, compute)
-        found = _Ready(self.programs.number(Program(dtypes, (op,))), heads[0] + lines, heads[1] + lines)
-        plain.ready[dtypes, target] = found
-        return found
+        only = frozenset(name for leaf in kernels_in(form) for name in leaf.kernel.only)
+        return _Formed(form, sources, tuple([f.tensors for f in facts]), tuple([f.digests for f in facts]), only)
 
     def _copy(self, spec: TensorSpec, source: int) -> TensorWork:
         start = self._facts[source].tensors[spec.name].start
         key = action_key(copy_preimage(self._facts[source].digests[spec.name]))
         return TensorWork(spec.name, spec.dtype, spec.shape, key, COPY, ((source, start),))
 
-    # -- everything else: equal tensors, rounding points, kernels, zeros, wide first convolutions ----------------
-
-    def _general(
-        self, spec: TensorSpec, primary: int, form: Form, target: DType,
-        texts: list[str] | None = None,
-    ) -> TensorWork:  # fmt: skip
-        tensor = TensorSteps(self._facts, spec, self._compute, self._seed, texts)
-        result = Value("", None, target)
-        for point in inner_first(form, target):
-            result = tensor.add(point)
-        ops = tensor.ops
-        name, shape = spec.name, spec.shape
-        if result.operand is None:
-            text = f"{head(target, target)}zeros {','.join(map(str, shape))}\n"
-            if texts is not None:
-                texts.append(text)
-            return TensorWork(name, target, shape, action_key(text), ZERO, ())
-        last = result.operand
+    def _computed(
+        self, spec: TensorSpec, primary: int, formed: _Formed, target: DType, texts: list[str] | None = None
+    ) -> TensorWork:
+        """One tensor of floating point. `texts` takes the preimage of its key."""
+        name, shape, sources = spec.name, spec.shape, formed.sources
+        specs = [tensors[name] for tensors in formed.tensors]
+        digests = ["b3:" + of[name].hex() for of in formed.digests]
+        dtypes = tuple([s.dtype for s in specs])
+        ready = self._ready(formed, dtypes, digests, target, name)
+        last = ready.outline.result.operand
+        if last is None:
+            return _zeros(spec, target, texts)
         if last >= 0:
-            source = self._facts[last]
-            if check_shape(self._facts, spec, primary, [last]) is None:
-                if texts is not None:
-                    texts.append(copy_preimage(source.digests[name]))
-                return self._copy(source.tensors[name], last)
-            ops.append(make_op([(1, last)], 1, self._compute or target.compute, target))
-            result = Value(f"{head(target, target)}1 * {result.identity}\n/ 1\n", last, target)
-            last = ~(len(ops) - 1)
-        ops, inputs = reachable(ops, kept := needed(ops, ~last))
-        check_operands(self._facts, spec, primary, inputs)
-        reads = tuple((s, self._facts[s].tensors[name].start) for s in inputs)
-        program, staged = self.numbered(tuple(self._facts[s].tensors[name].dtype for s in inputs), ops)
+            return self._as_it_is(spec, primary, sources[last], target, texts)
+        filled = ready.outline.fill(digests, name, shape)
+        if texts is not None:
+            texts.append(ready.outline.text(~last, filled))
+        made = ready.made.get(filled.orders) or self._make(ready, filled.orders, dtypes)
+        reads = tuple([(sources[i], specs[i].start) for i in made.inputs])
+        if not ready.floats or any(s.shape != shape for s in specs):
+            check_operands(self._facts, spec, primary, [sources[i] for i in made.inputs])
+            if check_shape(self._facts, spec, primary, [sources[i] for i in made.inputs]) is not None:
+                return self._wide(spec, primary, made, reads, target, ready.outline.text(~last, filled), texts)
+        values: tuple[str, ...] = ()
+        if self._keeping or made.program == STAGED:
+            values = tuple([ready.outline.value_key(i, filled) for i in made.kept])
+        key = filled.names[len(digests) + ~last]
+        return TensorWork(name, target, shape, key, made.program, reads, staged=made.staged, values=values)
+
+    def _ready(
+        self, formed: _Formed, dtypes: tuple[DType, ...], digests: Sequence[str], target: DType, name: str
+    ) -> _Ready:
+        distinct = len(set(digests)) == len(digests)
+        alike = () if distinct else tuple(map(digests.index, digests))
+        key = dtypes, alike, target, name if name in formed.only else ""
+        found = formed.ready.get(key)
+        if found is None:
+            number = {source: i for i, source in enumerate(formed.sources)}
+            outlined = outline(
+                formed.form, target, self._compute, self._seed, dtypes, alike or range(len(digests)), number,
+                lambda only: name in only,
+            )  # fmt: skip
+            found = formed.ready[key] = _Ready(outlined, all(dtype.is_float for dtype in dtypes))
+        return found
+
+    def _make(self, ready: _Ready, orders: tuple[Order, ...], dtypes: tuple[DType, ...]) -> _Made:
+        assert ready.outline.result.operand is not None
+        steps = ready.outline.steps(orders)
+        kept = needed(steps, ~ready.outline.result.operand)
+        ops, inputs = reachable(steps, kept)
+        program, staged = self.numbered(tuple([dtypes[i] for i in inputs]), ops)
+        made = ready.made[orders] = _Made(program, staged, tuple(inputs), tuple(kept))
+        return made
+
+    # -- wide first convolutions ---------------------------------------------------------------------------------
+
+    def _as_it_is(
+        self, spec: TensorSpec, primary: int, source: int, target: DType, texts: list[str] | None
+    ) -> TensorWork:
+        """A tensor that is a source's: a copy, but where the primary's is wider."""
+        digest, found = self._facts[source].digests[spec.name], self._facts[source].tensors[spec.name]
+        if check_shape(self._facts, spec, primary, [source]) is None:
+            if texts is not None:
+                texts.append(copy_preimage(digest))
+            return self._copy(found, source)
+        check_operands(self._facts, spec, primary, [source])
+        cast = make_op([(1, 0)], 1, self._compute or target.compute, target)
+        program, staged = self.numbered((found.dtype,), [cast])
+        text = f"{head(target, target)}1 * b3:{digest.hex()}\n/ 1\n"
+        made = _Made(program, staged, (source,), ())
+        return self._wide(spec, primary, made, ((source, found.start),), target, text, texts)
+
+    def _wide(
+        self, spec: TensorSpec, primary: int, made: _Made, reads: tuple[tuple[int, int], ...], target: DType,
+        text: str, texts: list[str] | None,
+    ) -> TensorWork:  # fmt: skip
+        """The program on the first channels, `text` being that of its result; the rest is the primary's."""
+        name, own, inputs = spec.name, self._facts[primary], [source for source, _ in reads]
         wide = check_shape(self._facts, spec, primary, inputs)
-        if wide is None:
-            values = tuple([tensor.value_key(i) for i in kept]) if self._keeping or program == STAGED else ()
-            return TensorWork(
-                name, target, shape, action_key(result.identity), program, reads, staged=staged, values=values
-            )
-        own = self._facts[primary]
-        key_text = f"{result.identity}first {wide.narrow} channels, the rest of b3:{own.digests[name].hex()}\n"
+        assert wide is not None
+        key_text = f"{text}first {wide.narrow} channels, the rest of b3:{own.digests[name].hex()}\n"
         if texts is not None:
             texts.append(key_text)
-        widths = tuple(self._facts[s].tensors[name].shape == shape for s in inputs)
+        widths = tuple([self._facts[source].tensors[name].shape == spec.shape for source in inputs])
         reads = (*reads, (primary, own.tensors[name].start))
         return TensorWork(
-            name, target, shape, action_key(key_text), program, reads, wide, widths, own.tensors[name].dtype,
-            staged=staged,
+            name, target, spec.shape, action_key(key_text), made.program, reads, wide, widths,
+            own.tensors[name].dtype, staged=made.staged,
         )  # fmt: skip
 
     def numbered(self, inputs: tuple[DType, ...], ops: Sequence[Step]) -> tuple[int, int]:
@@ -190,3 +210,11 @@ class Lowering:
         if len(sums) == len(ops):
             return self.programs.number(Program(inputs, sums)), -1
         return STAGED, self.staged.number(Staged(inputs, tuple(ops)))
+
+
+def _zeros(spec: TensorSpec, target: DType, texts: list[str] | None) -> TensorWork:
+    """A difference of equals."""
+    text = f"{head(target, target)}zeros {','.join(map(str, spec.shape))}\n"
+    if texts is not None:
+        texts.append(text)
+    return TensorWork(spec.name, target, spec.shape, action_key(text), ZERO, ())

@@ -57,6 +57,17 @@ class Names:
         on = {sweep for name in names for sweep in self._depends.get(name, ())}
         return tuple(sweep for sweep in self.sweeps if sweep in on)
 
+    def unused(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The params that neither stand among these names nor under them."""
+        found: set[str] = set()
+        stack = [name for name in names if name in self._graph]
+        while stack:
+            name = stack.pop()
+            if name not in found:
+                found.add(name)
+                stack += self._graph.predecessors(name)
+        return tuple(name for name in self._recipe.params if name not in found)
+
     def words(self, choice: Choice) -> str:
         """A choice as a person would say it."""
         return words(self.sweeps, choice)
@@ -226,22 +237,30 @@ def _bind_param(
 ) -> Number | Scaled:
     """A number, or (a value of a sweep) a model. A profile is kept under `key`, and called `name`."""
     if param.value is not None:
-        try:
+        with _preset_meant("{{ preset: {} }}"):
             value = evaluate(param.value, scope) if swept else evaluate_number(param.value, scope)
-        except UnknownName as error:
-            if error.name in presets():
-                error.hint = f"a preset of block weights is written {{ preset: {error.name} }}"
-            raise
         if isinstance(value, bool) or not isinstance(value, Fraction | Varying | Scaled):
             message = "a sweep runs over numbers, profiles or models, and this is neither"
             raise RecipeError(message, place=param.value.place(0))
         return value
-    entries = tuple(
-        Entry(e.selector, tuple(_constant(number, scope) for number in e.numbers), e.place) for e in param.profile
-    )
+    with _preset_meant("preset: {}"):
+        entries = tuple(
+            Entry(e.selector, tuple(_constant(number, scope) for number in e.numbers), e.place) for e in param.profile
+        )
     default = None if param.default is None else _constant(param.default, scope)
     bound.profiles[key] = Profile(name, entries, param.listed, default, param.place)
     return profile(key)
+
+
+@contextmanager
+def _preset_meant(written: str) -> Iterator[None]:
+    """A name that nothing has and a preset does is answered with how presets are `written`."""
+    try:
+        yield
+    except UnknownName as error:
+        if error.name in presets():
+            error.hint = f"a preset of block weights is written {written.format(error.name)}"
+        raise
 
 
 def _constant(expression: Expression, scope: Mapping[str, Value]) -> Fraction:

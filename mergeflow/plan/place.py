@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 
 from mergeflow.digest import CHUNK
 from mergeflow.errors import ResourceError
-from mergeflow.plan.jobs import measured, room
+from mergeflow.plan.needs import Needs, needs, together
 from mergeflow.plan.outlook import Outlook
-from mergeflow.plan.program import STAGED, Program, Staged, TensorWork
-from mergeflow.plan.whole import Largest, largest
+from mergeflow.plan.program import Program, Staged, TensorWork
+from mergeflow.plan.whole import Largest
 from mergeflow.tensors import DType, human_bytes
 
 UNIT = 2 * CHUNK  # of output; larger buffers leave the cache, smaller ones cost system calls
@@ -84,38 +83,21 @@ def footprint(
 ) -> Footprint:  # fmt: skip
     """What a worker needs for outputs that are made in one pass. `compiled`: whether compiled code is there for sums
     and for those kernels that have some; else torch does their work."""
-    works = [work for output in outputs for work in output]
-    used = {p for p in {work.program for work in works} if p >= 0}
-    registers = _registers([programs[p] for p in sorted(used)])
-    output = max((w.dtype.size for w in works), default=1)
-    smallest = min((w.dtype.size for w in works if w.program >= 0), default=output)
-    wide = max((w.nbytes * (len(w.reads) + 2) * 4 for w in works if w.wide is not None), default=0)
-    inputs = min(sum(_columns(programs, output) for output in outputs), _by_source(programs, works))
-    rooms = room(staged, works, compiled=compiled)
-    whole = largest(staged, works)
-    written = sum(w.nbytes for w in works)
-    two_phase = any(measured(staged[n]) for n in {w.staged for w in works if w.program == STAGED})
-    torch = rooms.torch or (bool(used) and not compiled)
-    base = (FLOOR if torch else PLAIN) + KNOWN * (len(works) + sum(len(w.reads) for w in works))
+    return footprint_of(
+        programs, together(needs(programs, works, staged, compiled=compiled) for works in outputs), compiled=compiled
+    )
+
+
+def footprint_of(programs: Sequence[Program], need: Needs, *, compiled: bool = True) -> Footprint:
+    """The same, the needs of the outputs being known."""
+    output = need.output or 1
+    torch = need.rooms.torch or (bool(need.programs) and not compiled)
+    base = (FLOOR if torch else PLAIN) + KNOWN * (need.tensors + need.reads)
     return Footprint(
-        inputs, output, smallest, registers, wide, written, rooms.buffers, rooms.keepable, whole, two_phase,
-        len(outputs), base, rooms.there,
+        min(need.columns, sum(need.widths.values())), output, need.smallest or output,
+        _registers([programs[p] for p in sorted(need.programs)]), need.wide, need.written, need.rooms.buffers,
+        need.rooms.keepable, need.whole, need.measured, need.outputs, base, need.rooms.there,
     )  # fmt: skip
-
-
-def _columns(programs: Sequence[Program], works: Sequence[TensorWork]) -> int:
-    """Bytes per element in the inputs' buffers of one output, a buffer serving all programs: its widest use counts."""
-    used = [programs[p] for p in sorted({w.program for w in works}) if p >= 0]
-    return sum(max(column) for column in zip_longest(*([d.size for d in p.inputs] for p in used), fillvalue=0))
-
-
-def _by_source(programs: Sequence[Program], works: Sequence[TensorWork]) -> int:
-    """The same when each source has one buffer, whatever outputs it is read for."""
-    widths: dict[int, int] = {}
-    for program, sources in {(w.program, tuple([s for s, _ in w.reads])) for w in works if w.program >= 0}:
-        for source, dtype in zip(sources, programs[program].inputs, strict=False):
-            widths[source] = max(widths.get(source, 0), dtype.size)
-    return sum(widths.values())
 
 
 def _registers(programs: Sequence[Program]) -> int:

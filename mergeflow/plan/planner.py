@@ -44,7 +44,10 @@ def make_plan(bound: Bound, facts: Facts, request: Request) -> Plan:
     lowering = _lowering(bound, facts)
     notes = [note for claim in bound.claims if (note := check_claim(bound, claim, facts))]
     cosines: Cosines = {}
-    drafts = [_draft(bound, path, facts, request, lowering, cosines) for path in request.targets]
+    drafts: list[OutputPlan] = []
+    for path in request.targets:
+        request.told(len(drafts), len(request.targets))
+        drafts.append(_draft(bound, path, facts, request, lowering, cosines))
     outputs = [_decide(draft, request) for draft in drafts]
     reuse = Reuse(bound, facts, request, lowering)
     placed = _placed(reuse.outputs(outputs), request, lowering)
@@ -52,6 +55,7 @@ def make_plan(bound: Bound, facts: Facts, request: Request) -> Plan:
     graph = dependencies(bound, facts, placed)
     programs = tuple(lowering.programs), tuple(lowering.staged)
     keeping = reuse.keeping
+    request.told(len(drafts), len(drafts))
     return Plan(
         bound, facts, *programs, tuple(placed), tuple(notes), graph, tuple(keeping.files), keeping.checks,
         tuple(objects), tuple(reuse.declined), reuse.rates,

@@ -107,7 +107,8 @@ class Request:
     """How the planner was asked. `targets`: the output file of each wanted output; `found` looks at one. `originals`
     tells of the sources' files what outputs with `metadata_for:` say. `kept` looks for tensors, by their keys, in
     outputs that earlier builds have left, `storing` in the store. `machine` tells how fast things are, and what
-    accelerators there are; it is asked when something is to be placed."""
+    accelerators there are; it is asked when something is to be placed. `told` is how many of how many outputs are
+    planned, as planning goes on."""
 
     targets: Mapping[str, Path]
     found: Callable[[OutputPlan], Found]
@@ -119,6 +120,7 @@ class Request:
     kept: Callable[[Collection[str]], Mapping[str, Kept]] = nothing
     storing: Storing = field(default_factory=Storing)
     machine: Callable[[], Machine] = Machine
+    told: Callable[[int, int], None] = lambda done, total: None
 
     @property
     def choice(self) -> DeviceChoice:

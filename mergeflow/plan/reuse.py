@@ -17,19 +17,10 @@ from mergeflow.plan.lower import Lowering
 from mergeflow.plan.plans import OutputPlan, Request
 from mergeflow.plan.program import COPY, STAGED, TensorWork
 from mergeflow.plan.resolve import resolve_output
-from mergeflow.plan.stored import (
-    Declined,
-    ObjectPlan,
-    Wanted,
-    begun_from,
-    choose,
-    code,
-    object_plan,
-    places_in,
-    unrounded,
-    worth_keeping,
-)
+from mergeflow.plan.shortcuts import Shortcuts
+from mergeflow.plan.stored import Declined, ObjectPlan, Wanted, choose, object_plan, places_in, worth_keeping
 from mergeflow.store.objects import Stored
+from mergeflow.tensors import DType
 
 
 class Reuse:
@@ -48,7 +39,9 @@ class Reuse:
         if self._request.force or not any(output.build for output in outputs):
             return list(outputs)
         with_kept = self._with_kept(outputs)
-        return with_kept if isinstance(self._lowering, A1111Lowering) else self._with_stored(with_kept)
+        if isinstance(self._lowering, A1111Lowering):
+            return with_kept
+        return self._with_stored(with_kept, self._lowering)
 
     def _with_kept(self, outputs: Sequence[OutputPlan]) -> list[OutputPlan]:
         keys = {key for output in outputs if output.build for key in wanted(output.works)}
@@ -63,11 +56,11 @@ class Reuse:
 
     # -- the store -------------------------------------------------------------------------------------------------
 
-    def _with_stored(self, outputs: Sequence[OutputPlan]) -> list[OutputPlan]:
-        lowering, storing = self._lowering, self._request.storing
-        assert isinstance(lowering, Lowering)
+    def _with_stored(self, outputs: Sequence[OutputPlan], lowering: Lowering) -> list[OutputPlan]:
+        storing = self._request.storing
+        shortcuts = Shortcuts(lowering.programs, lowering.staged, lowering.numbered)
         works = [work for output in outputs if output.build for work in output.actions if work.values]
-        steps = self._kept_steps(outputs)
+        steps = self._kept_steps(outputs, lowering, shortcuts)
         keys = {key for work in works for key in work.values if key}
         keys |= {key for step in steps for key in step.works}
         if not keys:
@@ -81,25 +74,22 @@ class Reuse:
         pays: list[Wanted] = []
         if any(work.program == STAGED for work in works):
             self.rates = rates = storing.rates()
-            pays = worth_keeping(
-                works, lowering.programs, lowering.staged, covered, rates, workers, lowering.numbered
-            )  # fmt: skip
+            pays = worth_keeping(works, shortcuts, covered, rates, workers)
         chosen, self.declined = choose([*steps, *pays], storing.room() if steps or pays else 0)
         self.objects = [object_plan(group, self.keeping) for group in chosen]
-        return self._begun(outputs, found)
+        return self._begun(outputs, found, shortcuts)
 
-    def _begun(self, outputs: Sequence[OutputPlan], found: Mapping[str, Stored]) -> list[OutputPlan]:
+    def _begun(
+        self, outputs: Sequence[OutputPlan], found: Mapping[str, Stored], shortcuts: Shortcuts
+    ) -> list[OutputPlan]:
         """The outputs with works that begin from what is stored, or will be by then."""
-        lowering = self._lowering
-        assert isinstance(lowering, Lowering)
         places = places_in(self.objects, found, self.keeping)
         result: list[OutputPlan] = []
         used: set[tuple[int, int]] = set()
         for output in outputs:
             begun = {}
             for work in output.actions if output.build else ():
-                c = code(work, lowering.programs, lowering.staged)
-                short = None if c is None else begun_from(work, c, places, lowering.numbered)
+                short = shortcuts.begun(work, places)
                 if short is not None:
                     begun[work.name] = short
                     used.update(short.reads)
@@ -111,29 +101,33 @@ class Reuse:
                 self.keeping.checks.setdefault(place.source, []).append(check)
         return result
 
-    def _kept_steps(self, outputs: Sequence[OutputPlan]) -> list[Wanted]:
+    def _kept_steps(self, outputs: Sequence[OutputPlan], lowering: Lowering, shortcuts: Shortcuts) -> list[Wanted]:
         """The values of steps with `keep: true` that these outputs use, in the dtypes that the outputs compute in."""
+        kept = self._bound.kept_steps()
         steps: dict[str, Wanted] = {}
-        for output in outputs:
+        done: set[tuple[str, frozenset[tuple[str, DType]]]] = set()
+        for output in outputs if kept else ():
             if not output.build:
                 continue
             below = {id(node) for node in topological([self._bound.outputs[output.path][0]])}
-            for name, node in self._bound.kept_steps():
-                if id(node) in below:
+            targets = {work.name: work.dtype for work in output.works if work.dtype.is_float}
+            for name, node in kept:
+                as_before = name, frozenset(targets.items())
+                if id(node) in below and as_before not in done:
+                    done.add(as_before)
                     step = steps.setdefault(name, Wanted(name, "step", forced=True))
-                    for work in self._step(node, output):
+                    for work in self._step(node, targets, lowering, shortcuts):
                         step.works.setdefault(work.key, work)
         return list(steps.values())
 
-    def _step(self, node: Node, output: OutputPlan) -> list[TensorWork]:
-        """A step's tensors as this output would compute them, but before they are rounded to its dtypes."""
-        lowering = self._lowering
-        assert isinstance(lowering, Lowering)
+    def _step(
+        self, node: Node, targets: Mapping[str, DType], lowering: Lowering, shortcuts: Shortcuts
+    ) -> list[TensorWork]:
+        """A step's tensors as an output of these dtypes would compute them, but before they are rounded to them."""
         resolved = resolve_output(self._bound, node, self._facts)
-        targets = {work.name: work.dtype for work in output.works if work.dtype.is_float}
-        works = lowering.output(resolved, [targets.get(spec.name) for spec in resolved.specs])
-        codes = [(work, code(work, lowering.programs, lowering.staged)) for work in works if work.name in targets]
-        return [unrounded(work, c, lowering.numbered) for work, c in codes if c is not None and c.keys[-1]]
+        works = list(lowering.output(resolved, [targets.get(spec.name) for spec in resolved.specs]))
+        values = [shortcuts.unrounded(work) for work in works if work.name in targets]
+        return [work for work in values if work is not None]
 
 
 def bytes_read(works: Sequence[TensorWork], lowering: Lowering | A1111Lowering) -> int:

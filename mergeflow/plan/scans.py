@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from mergeflow.errors import ResourceError
 from mergeflow.plan.devices import DeviceChoice, choose, with_kernels
+from mergeflow.plan.needs import Needs, needs
 from mergeflow.plan.outlook import loads, together
-from mergeflow.plan.place import Budget, Footprint, Placement, footprint, place
+from mergeflow.plan.place import Budget, Footprint, Placement, footprint, footprint_of, place
 from mergeflow.plan.program import Program, Staged, TensorWork
 
 
@@ -24,6 +25,7 @@ class Scan:
     members: list[int]
     works: list[Sequence[TensorWork]]
     sources: frozenset[int]
+    needs: Needs
     need: Footprint
     placement: Placement
 
@@ -46,26 +48,28 @@ def scans(
     compiled = choice.machine().compiled if outputs else True
     passes: list[Scan] = []
     for number, works in outputs:
-        sources = frozenset(source for work in works for source, _ in work.reads)
-        own = footprint(programs, [works], staged, compiled=compiled)
-        alone = place(own, budget, workers=workers)
+        sources = frozenset([source for work in works for source, _ in work.reads])
+        own = needs(programs, works, staged, compiled=compiled)
+        need = footprint_of(programs, own, compiled=compiled)
+        alone = place(need, budget, workers=workers)
         for scan in passes:
-            both = [*scan.works, works]
-            shared = bool(sources & scan.sources)
-            need = footprint(programs, both, staged, compiled=compiled) if shared else own
-            joint = _joint(need, budget, workers) if shared else None
+            if not sources & scan.sources:
+                continue
+            both = scan.needs + own
+            more = footprint_of(programs, both, compiled=compiled)
+            joint = _joint(more, budget, workers)
             if joint is not None and _as_good(joint, scan.placement) and _as_good(joint, alone):
                 scan.members.append(number)
-                scan.works, scan.sources = both, scan.sources | sources
-                scan.need, scan.placement = need, joint
+                scan.works.append(works)
+                scan.sources, scan.needs, scan.need, scan.placement = scan.sources | sources, both, more, joint
                 break
         else:
-            passes.append(Scan([number], [works], sources, own, alone))
+            passes.append(Scan([number], [works], sources, own, need, alone))
     for scan in passes:
         parts = loads(scan.works, programs, staged)
-        needs = [footprint(programs, part.works, staged, compiled=compiled) for part in parts]
+        each = [footprint(programs, part.works, staged, compiled=compiled) for part in parts]
         chosen = choose(scan.need, together(parts), budget, choice)
-        scan.placement = with_kernels(chosen, parts, needs, choice)
+        scan.placement = with_kernels(chosen, parts, each, choice)
     return passes
 
 

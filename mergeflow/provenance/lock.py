@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -17,6 +18,7 @@ from mergeflow.formats.parts import write_text_file
 
 _ANEW = "restore it; or remove it, and `mergeflow lock` writes it anew"
 _WRONG = {"extra_forbidden": "means nothing there", "missing": "is missing"}
+_REFERENCE, _TWICE = _FOUND = ("a reference to another place", "a key that was there before")
 _HEAD = "# The lock of a mergeflow recipe: digests of its sources and of what it makes. Written by `mergeflow lock`.\n"
 
 
@@ -56,6 +58,26 @@ class Lock(BaseModel):
     outputs: dict[str, LockedOutput] = {}
 
 
+class _Loader(yaml.SafeLoader):
+    """Without what no lock has and a hostile one would: references, of which a few lines make more than memory holds;
+    and keys that are there twice, of which YAML takes the later without a word."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, _REFERENCE, mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, _TWICE, key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def lock_path(recipe: Path) -> Path:
     return recipe.with_suffix(".lock")
 
@@ -72,17 +94,19 @@ def write(lock: Lock, path: Path) -> None:
 def read(path: Path) -> Lock:
     """Raises MissingInput when there is none, IntegrityError when it is not a lock of this version."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506  # a safe one
     except FileNotFoundError:
         raise MissingInput(f"{path}: there is no lock", hint="`mergeflow lock` writes it") from None
     except OSError as error:
         raise IntegrityError(f"{path}: cannot be read: {error.strerror or error}", hint=_ANEW) from None
-    except (UnicodeDecodeError, RecursionError):
-        raise IntegrityError(f"{path}: not a lock: it is not text that could be one", hint=_ANEW) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         what = f"line {mark.line + 1}" if mark is not None else "it"
-        raise IntegrityError(f"{path}: not a lock: {what} is not YAML", hint=_ANEW) from None
+        found = getattr(error, "problem", None)
+        why = f"has {found}" if found in _FOUND else "is not YAML"
+        raise IntegrityError(f"{path}: not a lock: {what} {why}", hint=_ANEW) from None
+    except (ValueError, RecursionError):  # no text; or numbers and dates that are none
+        raise IntegrityError(f"{path}: not a lock: it is not text that could be one", hint=_ANEW) from None
     if not isinstance(document, dict):
         raise IntegrityError(f"{path}: not a lock: it has no keys", hint=_ANEW)
     version = document.get("lock", 1)

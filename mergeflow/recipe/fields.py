@@ -25,8 +25,8 @@ Model = TypeVar("Model", bound=BaseModel)
 def scalar(node: nodes.Node, what: str) -> nodes.Scalar:
     """A text that is there."""
     if not isinstance(node, nodes.Scalar):
-        kind = "a list" if isinstance(node, nodes.Sequence) else "a mapping"
-        raise node.error(f"{what} is one text, not {kind}", "a text that begins with [ or { is quoted")
+        kind, mark = ("a list", "[") if isinstance(node, nodes.Sequence) else ("a mapping", "{")
+        raise node.error(f"{what} is one text, not {kind}", f"a text that begins with {mark} is quoted")
     if node.is_null:
         raise node.error(f"{what} has no value", "quote the text if null or ~ is meant" if node.value else "")
     return node

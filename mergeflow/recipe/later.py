@@ -8,10 +8,10 @@ _NOT_YET = "is not in this version of mergeflow"
 Refusals = dict[str, tuple[str, str]]  # key: what is said, the hint
 
 _COMPONENTS = ("vae", "unet", "text_encoder", "clip_l", "clip_g", "t5")
-_MACHINE = dict.fromkeys(
-    ("device", "memory", "jobs", "threads"),
-    ("{key} is the machine's business, not the recipe's", "give it on the command line: --{key}"),
-)
+_MACHINE = {
+    key: (f"{key} is the machine's business, not the recipe's", f"give it on the command line: --{option}")
+    for key, option in {"device": "device", "memory": "memory", "jobs": "jobs", "threads": "jobs"}.items()
+}
 SWEEP_IN_A_LINE = (
     "a line of a profile has no sweep of its own",
     "give it a param: params: {{ s: {{ sweep: [0, 0.5, 1] }}, k: {{ default: s }} }}",
@@ -27,9 +27,11 @@ RECIPE: Refusals = {
     "asserts": ("the section is called assert", ""),
     "output": ("the section is called outputs", ""),
     "version": ("the version of the language is given as mergeflow: 1", ""),
+    "title": ("the title of a recipe is name:", "that of an output is metadata: {{ modelspec.title: … }}"),
 }
 
 SOURCE: Refusals = {
+    **dict.fromkeys(("file", "filename", "model"), ("the file of a source is path:", "write path: in place of {key}:")),
     "preset": (f"preset: {_NOT_YET}", ""),
     "dtype": ("a source has the dtype its file has", "dtype: belongs to an output"),
     "weight": ("a weight belongs into an expression", "for example linear([a @ 0.7, b @ 0.3])"),
@@ -67,6 +69,7 @@ OUTPUT: Refusals = {
     "ema": ("ema: is an option of a source", "write it there: { path: …, ema: use }"),
     "round": ("an output is not rounded apart from its dtype", "write dtype:, or round: in a step"),
     "expr": ("an output's expression is from:", ""),
+    "prune": ("what an output leaves out is drop:", "drop: [ema, junk] leaves out what training keeps"),
     "method": (
         "an output takes an expression, not a method",
         "make the call in a step, or write it as from: method(a, b)",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mergeflow.errors import MissingInput, Place, RecipeError
+from mergeflow.errors import MissingInput, Place, RecipeError, nearest
 from mergeflow.recipe import later, nodes, sections
 from mergeflow.recipe.fields import check_keys, free_text, line_of_text, mapping, name_of, path_text, section
 from mergeflow.recipe.model import Options, Param, Recipe, Source
@@ -24,6 +24,7 @@ RECIPE_KEYS = (
     "mergeflow", "name", "description", "license", "note", "arch", "include", "sources", "params", "steps", "assert",
     "defaults", "outputs", "options",
 )  # fmt: skip
+_SECTIONS = ("sources", "params", "steps", "outputs", "defaults", "options")  # whose lines are indented
 _TEXTS = ("name", "description", "license", "note")
 
 Entry = TypeVar("Entry")
@@ -52,10 +53,7 @@ def find_recipe(folder: Path) -> Path:
     path = folder / DEFAULT_NAME
     if path.is_file():
         return path
-    try:
-        found = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in (".yaml", ".yml") and p.is_file())
-    except OSError:
-        found = []
+    found = _recipes_in(folder)
     shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
     hint = f"name one of {shown}" if found else "mergeflow init writes one"
     raise RecipeError(f"there is no {DEFAULT_NAME} in {folder}", hint=hint)
@@ -91,6 +89,7 @@ class _Reader:
 
     def _recipe(self, root: nodes.Mapping, source: SourceText, folder: Path, path: Path | None) -> Recipe:
         check_version(root)
+        _refuse_stranded(root)
         check_keys(root, "a recipe", [*RECIPE_KEYS, *(k for k in root.items if k.startswith("x-"))], later.RECIPE)
         get = {key: value for key, (_, value) in root.items.items()}.get
         names: dict[str, tuple[str, Place]] = {}
@@ -136,9 +135,24 @@ class _Reader:
         return tuple(paths), sources, params, files
 
 
+def _refuse_stranded(root: nodes.Mapping) -> None:
+    """A line that was meant for the section above it and is not indented."""
+    section = ""
+    for name, (key, _) in root.items.items():
+        if name in _SECTIONS:
+            section = name
+        known = name in RECIPE_KEYS or name in later.RECIPE or name.startswith("x-")
+        if section and not known and not nearest(name, RECIPE_KEYS):
+            hint = f"if it belongs to {section}:, indent it like the lines there"
+            raise key.error(f"a recipe has no key {clip(name)}", hint)
+
+
 def check_version(root: nodes.Mapping) -> None:
     if "mergeflow" not in root.items:
-        raise root.error("this is no recipe: the key mergeflow is missing", "begin with mergeflow: 1")
+        hint = "begin with mergeflow: 1"
+        if "merge_method" in root.items:
+            hint = "for a configuration of mergekit: `mergeflow import FILE`"
+        raise root.error("this is no recipe: the key mergeflow is missing", hint)
     node = root.items["mergeflow"][1]
     version = line_of_text(node, "mergeflow").strip()
     if version != "1":
@@ -162,13 +176,27 @@ def _read(path: Path, place: Place | None) -> bytes:
         with path.open("rb") as file:
             data = file.read(nodes.MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
-        raise MissingInput(f"there is no recipe {path}", place=place) from None
+        raise MissingInput(f"there is no recipe {path}", place=place, hint=_recipes_beside(path)) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise RecipeError(f"the recipe {path} cannot be read: {reason}", place=place) from None
     if len(data) > nodes.MAX_BYTES:
         raise _too_large(str(path))
     return data
+
+
+def _recipes_beside(path: Path) -> str:
+    """What may have been meant by the name of a recipe that is not there."""
+    stems = {Path(name).stem: name for name in _recipes_in(path.parent)}
+    close = nearest(path.stem, stems)
+    return f"did you mean {' or '.join(stems[stem] for stem in close)}?" if close else ""
+
+
+def _recipes_in(folder: Path) -> list[str]:
+    try:
+        return sorted(p.name for p in folder.iterdir() if p.suffix.lower() in (".yaml", ".yml") and p.is_file())
+    except OSError:
+        return []
 
 
 def _too_large(file: str) -> RecipeError:
@@ -192,6 +220,10 @@ def _named(
     like = f"each line of it is a name, a colon and the {what}"
     for key, value in section(node, f"{what}s", like).values():
         name = name_of(key, f"the name of a {what}")
+        if name in _SECTIONS and isinstance(value, nodes.Scalar) and value.is_null:
+            raise key.error(f"{name}: is a section, and stands among the {what}s", "begin its line at the left edge")
+        if what == "param" and name.endswith(".safetensors"):
+            raise key.error(f"{clip(name)} stands among the params", "what is made stands under outputs:")
         if name in names:
             other, place = names[name]
             raise key.error(

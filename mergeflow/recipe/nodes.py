@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 import yaml
 
 from mergeflow.errors import Place, RecipeError
+from mergeflow.recipe.commas import split_by_comma
 from mergeflow.recipe.places import SourceText
 from mergeflow.recipe.tokens import clip
 from mergeflow.recipe.yamltext import explain, refuse_unprintable
@@ -281,7 +282,13 @@ class _Composer:
             raise node.error("keys are written key: value, without ?")
         first = parent.items.get(node.value)
         if first is not None:
-            raise node.error(f"the key {clip(node.value)} is given twice, first in line {first[0].line}")
+            raise node.error(
+                f"the key {clip(node.value)} is given twice, first in line {first[0].line}",
+                "give it another name, or take one of the two out",
+            )
+        if node.style == "plain" and node.value[:1].isspace():
+            message = f"this line begins with U+{ord(node.value[0]):04X}, a space that YAML takes for a letter"
+            raise node.error(message, "indent with plain spaces")
         if node.style == "plain" and node.value == "":
             raise node.error("there is no key before this colon")
         return node
@@ -306,23 +313,15 @@ class _Composer:
     def _split(self, key: Scalar, parent: Mapping) -> RecipeError:
         """The answer to a key without a value inside { }: most often a comma that was meant to be text."""
         if re.fullmatch(r"[^\s:]+:\S+", key.value) and "(" not in key.value:
-            name, _, rest = key.value.partition(":")
-            return key.error(f"{clip(key.value)} has no space after its colon", f"write {clip(name)}: {clip(rest)}")
+            written = ": ".join(map(clip, key.value.split(":", 1)))
+            return key.error(f"{clip(key.value)} has no space after its colon", f"write {written}")
         before = list(parent.items.values())
         if before:
             first, value = before[-1]
-            if isinstance(value, Scalar) and re.fullmatch(r"[-+]?[0-9]+", value.value) and key.value.isdecimal():
-                return value.error(
-                    f"{clip(value.value)},{clip(key.value)} is not a number here",
-                    f"write {clip(value.value)}.{clip(key.value)}",
-                )
-            closing = self.source.text.find(")", key.start)
-            typed = self.source.text[
-                value.start : closing + 1 if "(" in self.source.text[value.start : value.end] else key.end
-            ]
-            quoted = typed if len(typed) <= 60 and '"' not in typed else "…"
-            return key.error(
-                "inside { } YAML splits at commas",
-                f'put it on lines of its own, or quote the text: {clip(first.value)}: "{quoted}"',
-            )
-        return key.error(f"{clip(key.value)} has no value", "inside { } write key: value")
+            typed = self.source.text[value.start : key.end]
+            rest = self.source.text[key.end : key.end + MAX_KEY]
+            answer = split_by_comma(first.value, key.value, typed, rest)
+            return (value if answer.at_value else key).error(answer.message, answer.hint)
+        return key.error(
+            f"{clip(key.value)} has no value", "inside { } write key: value; a text that begins with { is quoted"
+        )

@@ -18,7 +18,9 @@ from mergeflow.recipe.profiles import A_LIST, LISTS_ARE, number, read_profile
 from mergeflow.recipe.tokens import clip
 
 RANGE_KEYS = ("from", "to", "by")
+_OTHER_RANGES = frozenset({"start", "stop", "end", "step", "min", "max", "steps", "count"})  # words of other tools
 MAX_VALUES = 1000  # of one sweep
+_RANGE_EXAMPLE = "for example { from: 0, to: 1, by: 0.25 }"
 _EXAMPLE = "for example { sweep: [0, 0.5, 1] } or { sweep: { soft: 0.2, hard: 0.8 } }"
 
 
@@ -27,6 +29,9 @@ def read_param(name: str, node: nodes.Node, place: Place) -> Param:
         return read_sweep(name, node, place) if "sweep" in node.items else read_profile(name, node, place)
     if isinstance(node, nodes.Sequence):
         raise node.error(A_LIST, f"{LISTS_ARE}; one file for each number is {{ sweep: [0, 0.5, 1] }}")
+    if node.is_null:
+        hint = f"write {clip(name)}: 0.3; what belongs to it on lines of its own is indented further"
+        raise node.error(f"the param {clip(name)} has no value", hint)
     return Param(value=number(node, f"the param {clip(name)}"), place=place)
 
 
@@ -44,6 +49,8 @@ def read_sweep(name: str, node: nodes.Mapping, place: Place) -> Param:
     elif isinstance(given, nodes.Mapping) and any(key in given.items for key in RANGE_KEYS):
         values = _range(name, given)
     elif isinstance(given, nodes.Mapping):
+        if len(given.items) > 1 and _OTHER_RANGES.issuperset(given.items):
+            raise given.error(f"the range of the sweep {clip(name)} is from:, to: and by:", _RANGE_EXAMPLE)
         values = [read_value(name, value, key) for key, value in given.items.values()]
     else:
         raise given.error(f"the sweep {clip(name)} is a list, a range or a mapping of labels", _EXAMPLE)
@@ -78,9 +85,7 @@ def _range(name: str, node: nodes.Mapping) -> list[Param]:
     check_keys(node, f"the range of the sweep {clip(name)}", RANGE_KEYS, later.RANGE, name)
     missing = [key for key in RANGE_KEYS if key not in node.items]
     if missing:
-        raise node.error(
-            f"the range of the sweep {clip(name)} has no {missing[0]}:", "for example { from: 0, to: 1, by: 0.25 }"
-        )
+        raise node.error(f"the range of the sweep {clip(name)} has no {missing[0]}:", _RANGE_EXAMPLE)
     at = {key: node.items[key][1] for key in RANGE_KEYS}
     low, high, step = (_plain_number(at[key], f"{key} of the sweep {clip(name)}") for key in RANGE_KEYS)
     if step == 0:

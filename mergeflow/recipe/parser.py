@@ -24,6 +24,7 @@ _COMPARES = (
 )
 _NO_OPERATOR = {kind: (_COMPARES[0].format(kind), _COMPARES[1]) for kind in (*sorted(COMPARISONS), "!=")}
 _NO_OPERATOR["**"] = ("there are no powers in expressions", "write x * x")
+_SPELT_OUT = {"and": "+", "plus": "+", "minus": "-", "times": "*", "over": "/", "of": "*"}
 _NO_OPERATOR["="] = ("= gives an argument of a call its value", "for example weighted_sum(a, b, m=0.3)")
 
 
@@ -156,6 +157,7 @@ class Parser:
             self.close(token, after_value=True)
             return False
         if token.kind == "," and frame.kind in ("call", "list"):
+            self.refuse_decimal_comma(at)
             self.finish_value(token.offset)
             frame.begin_value()
         elif frame.done and token.kind in ("+", "-", "*", "/", "@"):
@@ -274,11 +276,23 @@ class Parser:
             )
         return self.two_values(at, before, token)
 
+    def refuse_decimal_comma(self, at: int) -> None:
+        """f(a, 0,3) would be a call with 0 and with 3: numbers that are written so are meant as one."""
+        if not self.tokens.kinds[at - 1] == self.tokens.kinds[at + 1] == NUMBER:
+            return
+        before, comma, after = (self.tokens[i] for i in (at - 1, at, at + 1))
+        left, right = self.typed(before), self.typed(after)
+        apart = before.end < comma.offset or comma.end < after.offset or not (left + right).isdecimal()
+        if not apart and ((left == "0" and right not in "01") or right[0] == "0" != right):
+            hint = f"write {left}.{right}; or {left}, {right}, if they are two"
+            raise self.error(f"{left},{right} is not a number here", before.offset, hint)
+
     def comma(self, before: Token, token: Token, after: Token) -> RecipeError:
         if before.kind == after.kind == NUMBER and before.end == token.offset and token.end == after.offset:
             left, right = self.typed(before), self.typed(after)
             return self.error(f"{left},{right} is not a number here", before.offset, f"write {left}.{right}")
-        return self.error("a comma stands between arguments or list items only", token.offset)
+        hint = "leave it out" if after.kind == END else "several models are merged by a method: average(a, b)"
+        return self.error("a comma stands between arguments or list items only", token.offset, hint)
 
     def two_values(self, at: int, before: Token, token: Token) -> RecipeError:
         left, right = self.typed(before), self.typed(token)
@@ -294,8 +308,12 @@ class Parser:
             hint = f"write {left} * {factor}" if factor != "(" and left != ")" else "write *"
             return self.error(f"{right} is a name, not an operator", token.offset, hint)
         hint = ""
-        if before.kind == token.kind == NAME:
-            hint = f"if that is one name, quote it: '{left} {right}'"
+        if right.casefold() in _SPELT_OUT:
+            hint = f"write {_SPELT_OUT[right.casefold()]} in place of {right}"
+        elif before.kind == token.kind == NAME:
+            among = self.frame.kind in ("call", "list")
+            other = "arguments are separated by commas" if among else "a call has brackets: average(a, b)"
+            hint = f"if that is one name, quote it: '{left} {right}'; {other}"
         elif NUMBER in (before.kind, token.kind) and before.kind != ")":
             hint = f"multiplication is written out: {left} * {right}"
         return self.error(f"there is no operator between {left} and {right}", token.offset, hint)

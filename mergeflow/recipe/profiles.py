@@ -16,7 +16,9 @@ LIST_KEYS = ("preset", "mbw", "blocks")  # of a profile; its other keys are defa
 A_LIST = "a list of numbers by block is an mbw: of a profile"
 LISTS_ARE = 'write { mbw: "1,0.9,…", BASE: 0 }, without BASE: where the list has a number for it'
 _NUMBER_LIST = re.compile(r"\s*-?[0-9.]+(?:\s*,\s*-?[0-9.]+){2,}\s*,?\s*")
-_RANGE = re.compile(r"\s*(-?[0-9.]+)\s*:\s*(-?[0-9.]+)(?:\s*:\s*(-?[0-9.]+))?\s*")
+_RANGE = re.compile(
+    r"\s*(-?[0-9.]+)\s*(?::|\bto\b)\s*(-?[0-9.]+)(?:\s*(?::|\b(?:by|step)\b)\s*(-?[0-9.]+))?\s*", re.IGNORECASE
+)
 
 
 def read_profile(name: str, node: nodes.Mapping, place: Place) -> Param:
@@ -55,6 +57,8 @@ def _numbers(node: nodes.Node, what: str, name: str, selector: str) -> tuple[Exp
     """What a selector has: a number, or a gradient of several."""
     if not isinstance(node, nodes.Mapping):
         return (number(_one(node, what, _no_number(selector)), what),)
+    if "gradient" not in node.items and (close := nearest(selector, ["sweep"])):
+        raise node.error(f"{clip(selector)} of the param {clip(name)} has no value", f"did you mean {close[0]}?")
     check_keys(node, what, ("gradient",), {**later.PARAM, "sweep": later.SWEEP_IN_A_LINE}, name)
     if "gradient" not in node.items:
         raise node.error(f"{what} has no value", "write a number, or { gradient: [1, 0.5, 0] }")

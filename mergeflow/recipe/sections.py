@@ -140,7 +140,9 @@ def read_output(template: Template, node: nodes.Node, place: Place, defaults: di
             check_shards(path, node)
         return Output(**{**defaults, "expr": expression(node, what), "template": template, "place": place})
     if isinstance(node, nodes.Sequence):
-        raise node.error(f"{what} is an expression or a mapping, not a list")
+        raise node.error(
+            f"{what} is an expression or a mapping, not a list", "a list is merged by a method: average([a, b])"
+        )
     check_keys(node, what, OUTPUT_KEYS, later.OUTPUT, path)
     given = {key: value for key, (_, value) in node.items.items()}
     if "from" not in given:

@@ -264,6 +264,7 @@ _STRAY_HINTS = {
     "}": "lists are written with [ ], weights with @: [a @ 0.5, b @ 0.5]",
     "%": "a share is written as a decimal: 0.3",
     ":": "arguments are given with =: weighted_sum(a, b, m=0.3)",
+    ";": "arguments are separated by commas; an expression ends where its line does",
     "\\": "a path belongs in sources:, the expression uses the source's name",
     "·": "multiplication is written * or ×",
     "⋅": "multiplication is written * or ×",

@@ -91,7 +91,7 @@ def _civitai(origin: str, version: str, web: Web) -> Remote:
     where = f"{CIVITAI_URL}/api/v1/model-versions/{version}"
     with web.get(where) as answer:
         data = bytearray()
-        for chunk in answer.response.iter_raw():
+        for chunk in answer.body():
             data += chunk
             if len(data) > _MOST_JSON:
                 break

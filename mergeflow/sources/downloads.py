@@ -169,7 +169,7 @@ def _alone(folder: Path) -> Iterator[None]:
     """Two builds do not write into one partial file.
 
     Raises:
-        ResourceError: another process is at it.
+        ResourceError: another process is at it, or the folder cannot be written to.
     """
     try:
         import filelock
@@ -179,10 +179,16 @@ def _alone(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise explain_os_error(error, "making it", folder) from error
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
     try:
-        with filelock.FileLock(folder / ".lock", timeout=0):
-            yield
+        lock.acquire()
     except filelock.Timeout:
         raise ResourceError(
             f"{folder.name}: another mergeflow is fetching this file now", hint="wait until it is done"
         ) from None
+    except OSError as error:
+        raise explain_os_error(error, "locking it", folder) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -63,11 +63,13 @@ def check_claims(
 
     Raises:
         IntegrityError: it is another file; the message gives both hashes.
+        MissingInput: it is none.
     """
-    if size is not None and path.stat().st_size != size:
-        raise IntegrityError(
-            f"{path}: is {path.stat().st_size:,} bytes long, the recipe asks for {size:,}", hint=_OTHER_FILE
-        )
+    if size is not None:
+        with ReadFile(path) as file:  # which refuses what is none
+            found = file.size
+        if found != size:
+            raise IntegrityError(f"{path}: is {found:,} bytes long, the recipe asks for {size:,}", hint=_OTHER_FILE)
     if sha256_claim is not None:
         _compare(path, "sha256", sha256(path, memo, report), sha256_claim)
     if short is None:

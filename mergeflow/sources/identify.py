@@ -87,10 +87,12 @@ def identify(path: Path, memo: Memo, report: Reporter, *, name: str = "", worker
         with ReadFiles(contents.files) as files:
             at = files.opened
             tensors = _through(contents.tensors, files.starts)
+        own: list[list[TensorSpec]] = [[] for _ in contents.files]
+        for t in contents.tensors.values():
+            own[t.file].append(t)
         parts = []
         for number, file in enumerate(contents.files):
-            own = [t for t in contents.tensors.values() if t.file == number]
-            part = _known(file, at[number], own, memo, report, name or path.name, workers)
+            part = _known(file, at[number], own[number], memo, report, name or path.name, workers)
             if part is None:
                 break
             parts.append(part)

@@ -20,7 +20,7 @@ from mergeflow.digest import DIGEST_SIZE
 from mergeflow.formats.files import Fingerprint, fingerprint
 from mergeflow.store.database import Database, signed
 
-VERSION = 2
+VERSION = 3
 _FINE_GRAIN = 20_000_000
 _LOCAL = {"ext2/ext3", "ext4", "ext3", "ext2", "xfs", "btrfs", "tmpfs", "overlay", "apfs", "zfs", "f2fs"}
 _SCHEMA = """
@@ -29,10 +29,10 @@ create table if not exists content (
   model blob, digests blob, payloads blob, nonfinite blob, low blob, high blob, samples blob, check_sum integer,
   primary key (device, inode)) without rowid;
 create table if not exists whole (
-  device integer, inode integer, size integer, mtime_ns integer, ctime_ns integer, sha256 text,
+  device integer, inode integer, size integer, mtime_ns integer, ctime_ns integer, sha256 text, check_sum integer,
   primary key (device, inode)) without rowid;
 create table if not exists body (
-  device integer, inode integer, size integer, mtime_ns integer, ctime_ns integer, sha256 text,
+  device integer, inode integer, size integer, mtime_ns integer, ctime_ns integer, sha256 text, check_sum integer,
   primary key (device, inode)) without rowid;
 """
 Part = Literal["whole", "body"]  # what a sha256 is of: a file, or a safetensors file after its header
@@ -41,7 +41,7 @@ _FIND_CONTENT = (
     "where device = ? and inode = ?"
 )
 _KEEP = "insert or replace into {} values ({})"
-_FIND_SHA256 = "select size, mtime_ns, ctime_ns, sha256 from {} where device = ? and inode = ?"
+_FIND_SHA256 = "select size, mtime_ns, ctime_ns, sha256, check_sum from {} where device = ? and inode = ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,21 +78,20 @@ class Memo:
         row = self._row(_FIND_CONTENT, at)
         if row is None:
             return None
-        model, digests, payloads, nonfinite, low, high, samples, check = row
-        if _check_sum(model, digests, payloads, nonfinite) != check:
+        *facts, check = row
+        if _check_sum(at, *facts) != check:
             return None
+        model, digests, payloads, nonfinite, low, high, samples = facts
         return Known(model, _split(digests), _split(payloads), tuple(array.array("q", nonfinite)), low, high, samples)
 
     def remember(self, at: Fingerprint, known: Known) -> None:
         digests, payloads = b"".join(known.digests), b"".join(known.payloads)
         nonfinite = array.array("q", known.nonfinite).tobytes()
-        check = _check_sum(known.model, digests, payloads, nonfinite)
-        facts = (known.model, digests, payloads, nonfinite, known.low, known.high, known.samples, check)
-        self._keep("content", at, facts)
+        self._keep("content", at, (known.model, digests, payloads, nonfinite, known.low, known.high, known.samples))
 
     def find_sha256(self, at: Fingerprint, part: Part = "whole") -> str | None:
         row = self._row(_FIND_SHA256.format(part), at)
-        return None if row is None else str(row[0])
+        return None if row is None or _check_sum(at, row[0]) != row[1] else str(row[0])
 
     def remember_sha256(self, at: Fingerprint, sha256: str, part: Part = "whole") -> None:
         self._keep(part, at, (sha256,))
@@ -104,7 +103,7 @@ class Memo:
         return None if row is None or row[:3] != at[2:] else row[3:]
 
     def _keep(self, table: str, at: Fingerprint, facts: tuple[object, ...]) -> None:
-        row = (signed(at.device), signed(at.inode), *at[2:], *facts)
+        row = (signed(at.device), signed(at.inode), *at[2:], *facts, _check_sum(at, *facts))
         query = _KEEP.format(table, ",".join("?" * len(row)))
         self._database.do(lambda db: db.execute(query, row), create=True)
 
@@ -153,9 +152,10 @@ def _split(blob: bytes) -> tuple[bytes, ...]:
     return tuple([blob[i : i + DIGEST_SIZE] for i in range(0, len(blob), DIGEST_SIZE)])
 
 
-def _check_sum(*blobs: bytes) -> int:
-    """Bit rot in the database must not become a wrong digest."""
-    check = 0
-    for blob in blobs:
-        check = zlib.crc32(blob, check)
+def _check_sum(at: Fingerprint, *facts: object) -> int:
+    """Bit rot in the database must not become a wrong digest, nor that of another file. A fact may be of any type, once
+    a row has rotted."""
+    check = zlib.crc32(repr(tuple(at)).encode())
+    for fact in facts:
+        check = zlib.crc32(fact if isinstance(fact, bytes) else repr(fact).encode(), check)
     return check

@@ -84,13 +84,15 @@ def receive(web: Web, remote: Remote, partial: Partial, wanted: Wanted, report: 
     """
     url, failures, resumed = remote.url, 0, False
     while True:
-        before = partial.size
+        before, began = partial.size, time.monotonic()
         try:
             received = _attempt(web, remote, url, partial, wanted, report)
         except Interrupted as error:
-            gained = partial.size > before
-            failures = 1 if gained else failures + 1
-            resumed |= gained
+            gained = partial.size - before
+            # A few bytes at each attempt would keep us as long as a few bytes a second do.
+            enough = web.patience.least * (web.patience.pause + time.monotonic() - began)
+            failures = 1 if gained > enough else failures + 1
+            resumed |= gained > 0
             if failures >= web.patience.attempts:
                 kept = f"; {human_bytes(partial.size)} of it are kept, and fetching again goes on there"
                 raise MissingInput(
@@ -149,7 +151,7 @@ def _stretch(answer: Answer, asked: int, version: dict[str, Any], *, checked: bo
     whole = int(given[2]) if given and given[2] != "*" else None
     if status == 200:
         length = headers.get("content-length", "")
-        return 0, int(length) if length.isdigit() else None
+        return 0, int(length) if re.fullmatch("[0-9]{1,18}", length) else None
     tags = _strong(headers.get("etag", "")), str(version.get("etag", ""))
     same_version = tags[0] == tags[1] or (checked and "" in tags)
     same_length = version.get("total") in (None, whole)
@@ -169,7 +171,7 @@ def _write(answer: Answer, partial: Partial, start: int, total: int | None, remo
         with partial.path.open("r+b" if start else "wb") as file:
             file.seek(start)
             file.truncate()
-            for chunk in answer.response.iter_raw():
+            for chunk in answer.body():
                 if at + len(chunk) > most:
                     raise _too_much(answer, most, said=total is not None)
                 file.write(chunk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,12 +28,15 @@ _DISTRUST = "CERTIFICATE_VERIFY_FAILED"  # OpenSSL's word for it
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long to wait (seconds), and how many attempts that get no further are made."""
+    """How long to wait (seconds), and how many attempts that get no further are made. A server that sends fewer than
+    `least` bytes a second, over `window` seconds, is as good as silent: one that drips would keep us for ever."""
 
     connect: float = 20
     silence: float = 60
     attempts: int = 5
     pause: float = 1
+    least: float = 1000
+    window: float = 60
 
 
 class Interrupted(Exception):
@@ -50,6 +54,24 @@ class Answer:
     response: httpx.Response
     url: str
     on_the_way: Mapping[str, Mapping[str, str]]
+    patience: Patience
+
+    def body(self) -> Iterator[bytes]:
+        """What is sent, as it comes.
+
+        Raises:
+            Interrupted: it comes too slowly.
+        """
+        most = self.patience.window
+        began, came = time.monotonic(), 0
+        for chunk in self.response.iter_raw():
+            yield chunk
+            came += len(chunk)
+            if time.monotonic() - began < most:
+                continue
+            if came < self.patience.least * most:
+                raise Interrupted(f"{_server(self.url)[1]}: sent only {came:,} bytes in {most:,.0f} seconds")
+            began, came = time.monotonic(), 0
 
 
 class Web:
@@ -105,7 +127,7 @@ class Web:
                     continue
                 _check(response, url)
                 try:
-                    yield Answer(response, url, seen)
+                    yield Answer(response, url, seen, self.patience)
                 except httpx.TransportError as error:
                     raise Interrupted(f"{_server(url)[1]}: {_words(error)}") from error
                 return

@@ -7,6 +7,7 @@ its twin without a disk; one suite of tests holds both to the same behaviour. Se
 from __future__ import annotations
 
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -54,8 +55,8 @@ class Records(ABC):
 
     @abstractmethod
     def made(self, path: Path) -> bytes:
-        """What stands for the file as it was, then the keys of its tensors, by name in code point order, 32 bytes each;
-        empty when not known."""
+        """What stands for the file as it was and for the keys, then the keys of its tensors, by name in code point
+        order, 32 bytes each; empty when not known."""
 
     @abstractmethod
     def put_made(self, path: Path, keys: bytes) -> None: ...
@@ -116,33 +117,34 @@ class LocalRecords(Records):
 
     def find(self, path: Path) -> OutputRecord | None:
         return self._index.do(
-            lambda db: _record(db.execute("select * from output where path = ?", (str(path),)).fetchone()), create=False
+            lambda db: _record(db.execute("select * from output where path = ?", (_column(path),)).fetchone()),
+            create=False,
         )
 
     def put(self, path: Path, record: OutputRecord) -> None:
         numbers = (signed(record.at.device), signed(record.at.inode), *record.at[2:])
-        row = (str(path), *numbers, record.key, record.model, json.dumps(record.snapshot, ensure_ascii=False))
+        row = (_column(path), *numbers, record.key, record.model, json.dumps(record.snapshot, ensure_ascii=False))
         self._index.do(
             lambda db: db.execute("insert or replace into output values (?,?,?,?,?,?,?,?,?)", row), create=True
         )
 
     def forget(self, path: Path) -> None:
-        row = (str(path),)
+        row = (_column(path),)
         self._index.do(lambda db: db.execute("delete from output where path = ?", row), create=False)
         self._index.do(lambda db: db.execute("delete from made where path = ?", row), create=False)
 
     def paths(self) -> list[Path]:
         found = self._index.do(lambda db: db.execute("select path from output order by path").fetchall(), create=False)
-        return [Path(row[0]) for row in found or ()]
+        return [Path(os.fsdecode(row[0])) for row in found or ()]
 
     def made(self, path: Path) -> bytes:
         row = self._index.do(
-            lambda db: db.execute("select keys from made where path = ?", (str(path),)).fetchone(), create=False
+            lambda db: db.execute("select keys from made where path = ?", (_column(path),)).fetchone(), create=False
         )
         return bytes(row[0]) if row else b""
 
     def put_made(self, path: Path, keys: bytes) -> None:
-        row = (str(path), keys)
+        row = (_column(path), keys)
         self._index.do(lambda db: db.execute("insert or replace into made values (?, ?)", row), create=True)
 
     def stamp(self, request: str) -> Mapping[str, Any] | None:
@@ -157,6 +159,16 @@ class LocalRecords(Records):
 
     def close(self) -> None:
         self._index.close()
+
+
+def _column(path: Path) -> str | bytes:
+    """As text, for whoever reads the table; as the system's bytes where those are no text, such as a folder's name of
+    the days before UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return os.fsencode(path)
+    return str(path)
 
 
 def _record(row: tuple[Any, ...] | None) -> OutputRecord | None:

@@ -82,6 +82,31 @@ BOMB = "x-bomb:\n  a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"  a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)
 )
 YAML = [
+    Case("yaml-key-without-colon", 2, "mergeflow: 1\nsources:\n  a a.safetensors\n  b: b.safetensors\n"
+         "outputs: { mix.safetensors: a }\n"),
+    Case("yaml-colon-without-space", 2, "mergeflow: 1\nsources:\n  a:a.safetensors\n  b: b.safetensors\n"
+         "outputs: { mix.safetensors: a }\n"),
+    Case("yaml-indented-too-far", 2, "mergeflow: 1\nsources:\n  a: a.safetensors\n   b: b.safetensors\n"
+         "outputs: { mix.safetensors: a }\n"),
+    Case("yaml-not-indented", 2, "mergeflow: 1\nsources:\n  a: a.safetensors\nb: b.safetensors\n"
+         "outputs: { mix.safetensors: a }\n"),
+    Case("yaml-section-indented", 2, "mergeflow: 1\nsources:\n  a: a.safetensors\n  params:\n  m: 0.5\n"
+         "outputs: { mix.safetensors: a }\n"),
+    Case("yaml-space-of-another-kind", 2, "mergeflow: 1\nsources: { a: a.safetensors }\n\u00a0outputs:\n  mix.safetensors: a\n"),
+    Case("yaml-bracket-without-colon", 2, "mergeflow: 1\nsources:\n  a { path: a.safetensors, kind: model }\n"
+         "outputs: { mix.safetensors: a }\n"),
+    Case("yaml-bracket-after-a-colon-without-space", 2, "mergeflow: 1\nsources:\n  a:{ path: a.safetensors, kind: model }\n"
+         "outputs: { mix.safetensors: a }\n"),
+    Case("yaml-quoted-name-without-colon", 2, "mergeflow: 1\nsources:\n  'a-1' a.safetensors\n  b: b.safetensors\n"),
+    Case("yaml-comma-after-a-line", 2, "mergeflow: 1\nsources: { a: a.safetensors },\noutputs: { mix.safetensors: a }\n"),
+    Case("yaml-colon-lost-in-braces", 2, "mergeflow: 1\nsources: { a: a.safetensors, b b.safetensors }\n"),
+    mix("yaml-quotes-of-another-kind", "a", "params: { k: { mbw: “0,0,0,1”, BASE: 0 } }"),
+    mix("yaml-outputs-forgotten", "a", "params:\n  m: 0.5\n  mix.safetensors: a + (b - c)*m"),
+    mix("yaml-quote-at-the-beginning", "'a'*0.5 + 'b'*0.5"),
+    mix("yaml-quote-closed-too-late", "weighted_sum(a, b, k)", 'params:\n  k: { mbw: "0,0,1, BASE: 0 }\n  l: { "*.w": 0 }'),
+    mix("yaml-list-of-numbers-in-braces", "weighted_sum(a, b, k)", "params: { k: { mbw: 0,0,0,1,1,1, BASE: 0 } }"),
+    mix("yaml-list-without-brackets", "{ from: a, drop: ema, junk, dtype: float16 }"),
+    mix("yaml-bracket-open-above", "a", "params:\n  k: { default: 0, v: 1\n  m: 0.3"),
     Case("yaml-duplicate-key", 2, HEAD + "outputs: { mix.safetensors: a }\nsources: { a: b.safetensors }\n"),
     head("yaml-duplicate-source", "params:\n  m: 0.3\n  k: 1\n  m: 0.4\noutputs: { mix.safetensors: a }\n"),
     head("yaml-duplicate-in-braces", "params: { m: 0.3, m: 0.4 }\noutputs: { mix.safetensors: a }\n"),
@@ -191,6 +216,8 @@ EXPRESSIONS = [
 ]
 
 SWEEPS = [
+    head("sweep-in-words-of-another-tool", "params: { s: { sweep: { start: 0, stop: 1, step: 0.5 } } }\n"
+         "outputs: { 'mix-{s}.safetensors': a + (b - c)*s }\n"),
     head("sweep-without-a-place", "params: { s: { sweep: [0, 1] } }\noutputs: { mix.safetensors: a + (b - c)*s }\n"),
     head("sweep-not-used", "params: { s: { sweep: [0, 1] } }\noutputs: { 'mix-{s}.safetensors': a }\n"),
     head("sweep-unknown", "params: { seed: { sweep: [0, 1] } }\noutputs: { 'mix-{sede}.safetensors': a + (b - c)*seed }\n"),
@@ -211,4 +238,11 @@ SWEEPS = [
          {"other.yaml": HEAD + "params: { s: { sweep: [0, 1] } }\nsteps: { mix: a + (b - c)*s }\n"}),
 ]  # fmt: skip
 
-CASES = [*SWEEPS, *KEYS, *NAMES, *CYCLES, *YAML, *RECIPE_FILES, *NUMBERS, *EXPRESSIONS]
+UNUSED = [
+    mix("unused-profile-misspelt", "a", "params: { k: { defautl: 3, w: 1 } }"),
+    mix("unused-preset-misspelt", "a", "params: { k: { preset: GRADV2 } }"),
+    mix("unused-list-too-short", "a", 'params: { k: { mbw: "1,0.5,0", BASE: 0 } }'),
+    mix("unused-sweep-misspelt", "a", "params: { k: { sweep: { x: { preset: GRAD_V, BASE: 0 }, y: { defalt: 1 } } } }"),
+]  # fmt: skip
+
+CASES = [*UNUSED, *SWEEPS, *KEYS, *NAMES, *CYCLES, *YAML, *RECIPE_FILES, *NUMBERS, *EXPRESSIONS]

@@ -27,6 +27,22 @@ def test_plan_shows_forms_counts_bytes_and_placement(folder: Path) -> None:
     assert not Path("out").exists()
 
 
+def test_params_that_nothing_uses_are_told_once(folder: Path) -> None:
+    text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    text = text.replace("params: { m: 0.3 }", "params: { m: 0.3, spare: { default: 1, IN00: 0.5 }, n: m }")
+    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    assert lines(run("plan").stdout).count("used by no output: spare, n") == 1
+    assert run_json("plan")["unused_params"] == ["spare", "n"]
+    assert "spare" not in run("build").stderr
+
+
+def test_a_file_that_a_build_would_refuse_to_replace(folder: Path) -> None:
+    run("build", "recipe.yaml", "lewd.safetensors")
+    Path("out/lewd.safetensors").write_bytes(Path("a.safetensors").read_bytes())
+    assert "only --force overwrites it" in run("plan", "recipe.yaml", "lewd.safetensors").stdout
+    assert "--force overwrites it" in run("build", "recipe.yaml", "lewd.safetensors", exit_code=2).stderr
+
+
 def test_equal_steps_are_recognised(folder: Path) -> None:
     text = (folder / "recipe.yaml").read_text(encoding="utf-8").replace("a * 0.5\n", "same * 0.5\n")
     (folder / "recipe.yaml").write_text(text, encoding="utf-8")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from fake_device import FakeDriver
-from support.builds import python
+from support.builds import Heard, python
 
 from mergeflow.digest import CHUNK
 from mergeflow.errors import RecipeError
@@ -83,7 +83,8 @@ def placement(request: pytest.FixtureRequest, device: Device) -> Placement:
 
 @pytest.fixture
 def worker(device: Device, placement: Placement) -> Iterator[Worker]:
-    found = device.worker(placement, ROOM)
+    found = device.worker(placement, ROOM, heard := Heard())
+    assert not heard  # an accelerator that gives other bytes is not used, and all else would be shown of the CPU
     yield found
     found.close()
 
@@ -214,13 +215,14 @@ def test_the_same_bytes_as_the_compiled_sums(name: str, strategy: str, monkeypat
     """Subnormals, ties, overflow, NaNs, divisions, rounding points, in all pairs of dtypes."""
     reference = find("cpu")
     monkeypatch.setenv(KERNELS_VARIABLE, "torch" if name == "torch" else "")
-    device = made(name)
+    device, heard = made(name), Heard()
     found = disagreement(
         name,
-        lambda p, room: device.worker(replace(p, strategy=strategy), room),
+        lambda p, room: device.worker(replace(p, strategy=strategy), room, heard),
         lambda p, room: reference.worker(p, room),
     )
     assert found is None
+    assert not heard
 
 
 def test_what_is_tried_has_the_hard_cases() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from blake3 import blake3
-from support.builds import HEAD, build, write_models
+from support.builds import HEAD, Heard, build, write_models
 from support.checkpoints import Model, Tensor
 from test_device_contract import EXACT, made
 
@@ -58,8 +58,9 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 def test_sums(kind: str) -> None:
     strategy = RESIDENT if "resident" in kind else STREAMED
     _sums.plain(kind == "native, plain")
-    worker = made(kind).worker(Placement(kind, strategy, 1, CHUNK, 3000, 1000, 0, ""), ROOM)
+    worker = made(kind).worker(Placement(kind, strategy, 1, CHUNK, 3000, 1000, 0, ""), ROOM, heard := Heard())
     try:
+        assert not heard  # the device itself is used
         check("sums", {title: blake3(computed(worker, program)).hexdigest() for title, program in programs()})
     finally:
         _sums.plain(False)
@@ -83,7 +84,8 @@ def test_builds(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(devices, "find", lambda name: device)
     _sums.plain(kind == "native, plain")
     try:
-        result = build(tmp_path, RECIPE, jobs=2)
+        result = build(tmp_path, RECIPE, heard := Heard(), jobs=2)
     finally:
         _sums.plain(False)
+    assert not [said for said in heard.warnings if "CPU" in said]
     check("builds", {built.path: built.digest for built in result.outputs})

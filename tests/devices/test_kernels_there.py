@@ -60,9 +60,8 @@ def made(folder: Path, text: str, heard: Heard | None = None, *, device: str = "
     for output in folder.glob("*.safetensors"):
         if len(output.stem) > 1:
             output.unlink()
-    built = build(
-        folder, text, Heard() if heard is None else heard, force=True, device=device, memory=2 * GB, jobs=2, **more
-    )
+    more = {"jobs": 2, **more}
+    built = build(folder, text, Heard() if heard is None else heard, force=True, device=device, memory=2 * GB, **more)
     return [output.digest for output in built.outputs]
 
 
@@ -129,6 +128,48 @@ def test_without_memory_the_cpu_goes_on(folder: Path, monkeypatch: pytest.Monkey
     assert len(heard.warnings) <= 1
     if not memory:
         assert heard.warnings == ["a fake device has no memory left: what remains is computed on the CPU"]
+
+
+@pytest.mark.parametrize(
+    ("expression", "memory"),
+    [
+        (EXPRESSIONS["ties"], 300_000),  # less than its inputs take
+        (EXPRESSIONS["ties"], 1_200_000),  # and more, but less than all magnitudes besides
+        ("slerp(a, b, 0.3) + (c - b)", 600_000),  # c is only there when the result is made
+    ],
+)
+def test_the_cpu_begins_once_the_device_has_its_memory_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, expression: str, memory: int
+) -> None:
+    """And not beside what an error still holds of it."""
+    text, heard, driver, held = recipe(expression), Heard(), FakeDriver(), []
+    wanted = made(folder, text, device="cpu")
+    on_card(monkeypatch, [driver])
+    monkeypatch.setattr("mergeflow.executor.streamed.kernel_disagreement", lambda driver, program: None)
+    devices.find("cuda").worker(plan(folder, text, force=True).outputs[0].placement, devices_room()).close()
+    here = Makers._here
+
+    def counted(makers, job, files):  # type: ignore[no-untyped-def]
+        held.append(driver.total - driver.free)
+        return here(makers, job, files)
+
+    monkeypatch.setattr(Makers, "_here", counted)
+    driver.free = driver.total = memory
+    assert made(folder, text, heard, jobs=1) == wanted
+    assert held == [0]  # the large tensor; there is room for the others
+    assert heard.warnings == ["a fake device has no memory left: what remains is computed on the CPU"]
+    assert driver.free == driver.total
+
+
+def test_kernels_that_cannot_be_tried_stay_on_the_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the CPU did for want of room would prove nothing of the device."""
+    text, heard, driver = recipe(EXPRESSIONS["slerp"]), Heard(), FakeDriver()
+    wanted = made(folder, text, device="cpu")
+    on_card(monkeypatch, [driver])
+    devices.find("cuda").worker(plan(folder, text, force=True).outputs[0].placement, devices_room()).close()
+    driver.free = driver.total = 1000
+    assert made(folder, text, heard) == wanted
+    assert heard.warnings == ["a fake device has no memory left to be tried: the CPU computes slerp"]
 
 
 def devices_room():  # type: ignore[no-untyped-def]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,13 @@ print(budget(64 * 10**9).memory)
 
 
 class FakeNvml:
-    """Three cards, of which the last does not answer."""
+    """Three cards, of which the last does not answer; the driver runs CUDA 12.4."""
 
     cards = (("NVIDIA H100", 80, 70), ("NVIDIA T4", 16, 3))
+
+    def nvmlSystemGetCudaDriverVersion_v2(self, version: Any) -> int:  # noqa: N802
+        version._obj.value = 12040
+        return 0
 
     def __getattr__(self, name: str) -> Any:
         return lambda *given: 0
@@ -129,7 +134,7 @@ class FakeNvml:
 @pytest.fixture
 def two_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accelerators, "_SIGNS", ("/",))
-    monkeypatch.setattr(accelerators, "_torch_has_cuda", lambda: True)
+    monkeypatch.setattr(accelerators, "_cuda_of_torch", lambda: 12)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeNvml())
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
@@ -150,9 +155,11 @@ def test_cards_are_known_without_torch() -> None:
 
 
 @pytest.mark.usefixtures("two_cards")
-def test_cards_are_not_used_where_torch_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accelerators, "_torch_has_cuda", lambda: False)
-    assert look("auto") == ()
+@pytest.mark.parametrize(("built_with", "used"), [(0, False), (11, True), (13, False)])
+def test_cards_are_used_where_torch_can(monkeypatch: pytest.MonkeyPatch, built_with: int, used: bool) -> None:
+    """A torch without CUDA cannot, and one with a newer CUDA than the driver's cannot either."""
+    monkeypatch.setattr(accelerators, "_cuda_of_torch", lambda: built_with)
+    assert bool(look("auto")) == used
 
 
 @pytest.mark.parametrize(
@@ -173,10 +180,17 @@ def test_visible_devices(said: str | None, left: str) -> None:
     assert "".join(card.model for card in visible(cards, said)) == left
 
 
-def test_whether_torch_has_cuda_is_read_from_its_version_file() -> None:
+def test_the_cuda_of_torch_is_read_from_its_version_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    assert accelerators._torch_has_cuda() == (torch.version.cuda is not None or torch.version.hip is not None)
+    assert accelerators._cuda_of_torch() == int((torch.version.cuda or "0").split(".")[0])
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").touch()
+    monkeypatch.setattr(accelerators, "find_spec", PathFinder.find_spec)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    for line, cuda in (("cuda: Optional[str] = '12.8'", 12), ("cuda: Optional[str] = None", 0)):
+        (tmp_path / "torch" / "version.py").write_text(f"debug = False\n{line}\nhip: Optional[str] = '6.4'\n")
+        assert accelerators._cuda_of_torch() == cuda
 
 
 def test_a_machine_without_a_card_says_so_when_one_is_asked_for(tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_a_damaged_graph_is_an_error(tmp_path: Path, graph: str, why: str) -> No
 
 
 def test_block_weights_come_back_by_block(tmp_path: Path) -> None:
-    """A tensor that is not as its block has a line of its own."""
+    """As a list where most blocks differ; a tensor that is not as its block has a line of its own."""
     for name in "ab":
         write_model(tmp_path / f"{name}.safetensors", SD1_BLOCKS, seed=name)
     text = """mergeflow: 1
@@ -181,6 +181,10 @@ outputs: { mix.safetensors: "weighted_sum(a, b, k)" }
     build(tmp_path, text, "first")
     found = read(tmp_path / "first/mix.safetensors")
     recipe = loads(found.text)
-    assert "IN01" in {entry.selector for entry in recipe.params["k"].profile}
+    listed = recipe.params["k"].listed
+    assert listed is not None
+    assert listed.mbw is not None
+    assert listed.mbw.startswith("1,0.9166666667,")
+    assert sum("attn1" in entry.selector for entry in recipe.params["k"].profile) == 3
     build(tmp_path, found.text, "second")
     assert (tmp_path / "second/mix.safetensors").read_bytes() == (tmp_path / "first/mix.safetensors").read_bytes()

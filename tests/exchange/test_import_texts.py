@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from safetensors.numpy import save_file
+from support.tiny_models import SD1_BLOCKS, write_model
 
+import mergeflow
+from mergeflow.build.settings import Settings
 from mergeflow.cli.main import cli
 from mergeflow.errors import MissingInput, RecipeError
 from mergeflow.exchange.read import read
@@ -58,11 +61,18 @@ def test_merge_board(tmp_path: Path) -> None:
         ("O = a.ckpt + b.ckpt, half\n", "a merge is O = A"),
         ("O = a.ckpt + b.ckpt + c.ckpt + d.ckpt, 0.5\n", "a merge is O = A"),
         ("O = a.ckpt + b.ckpt, 0.5\nthis is prose\n", "this is no merge"),
+        ("O = a.ckpt + b.ckpt, 0.5\nO = __O1__ + __O3__, 0.5\n", "__O3__ is made by no earlier line"),
     ],
 )
 def test_a_line_that_is_no_merge(tmp_path: Path, text: str, why: str) -> None:
     with pytest.raises(RecipeError, match=why):
         imported(tmp_path, "board.txt", text)
+
+
+def test_a_board_without_spaces(tmp_path: Path) -> None:
+    recipe, _ = imported(tmp_path, "board.txt", "O=a+b.ckpt+c.ckpt,0.3\nmix=__O1__+d.safetensors+c.ckpt,1\n")
+    assert recipe.sources["a_b"].path == "a+b.ckpt"
+    assert expressions(recipe) == {"O1": "weighted_sum(a_b, c, 0.3)", "mix.safetensors": "O1 + (d - c) * 1"}
 
 
 MECHA = """\
@@ -111,6 +121,42 @@ merge "weighted_sum" &0 &1 alpha=&7
     }
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        'merge "pick_component" &1 "vae"\nmerge "fallback" &2 &0',
+        'merge "omit_component" &0 "vae"\nmerge "fallback" &2 &1',
+        'merge "omit_component" &0 "vae"\nmerge "pick_component" &1 "vae"\nmerge "fallback" &2 &3',
+        (
+            'dict key="vae"\nliteral &2 model_config="singleton-mecha" merge_space="param"\n'
+            'merge "convert_singleton" &3\nmerge "pick_component" &1 &4\nmerge "fallback" &5 &0'
+        ),
+    ],
+)
+def test_mecha_components(tmp_path: Path, lines: str) -> None:
+    models = "".join(f'model "{x}" model_config="x" merge_space="weight"\n' for x in "ab")
+    recipe, _ = imported(tmp_path, "mix.mecha", f"version 0.1.0\n{models}{lines}\n")
+    assert expressions(recipe) == {"replaced": "a", "mix.safetensors": "replaced"}
+    assert {part: donor.text for part, donor in recipe.steps["replaced"].replace.items()} == {"vae": "b"}
+
+
+@pytest.mark.parametrize(("vote", "elect"), [("true", "sum"), ("1.0", "sum"), ("false", "count"), ("0.0", "count")])
+def test_mecha_truth_is_a_literal(tmp_path: Path, vote: str, elect: str) -> None:
+    """As sd-mecha 1.1.8 writes it."""
+    text = f"""version 0.1.0
+model "a" model_config="x" merge_space="weight"
+model "b" model_config="x" merge_space="weight"
+merge "subtract" &1 &0
+dict key={vote}
+literal &3 model_config="singleton-mecha" merge_space="param"
+merge "convert_singleton" &4
+merge "ties_sum" &2 vote_sgn=&5
+merge "add_difference" &0 &6
+"""
+    recipe, _ = imported(tmp_path, "mix.mecha", text)
+    assert expressions(recipe) == {"mix.safetensors": f"(a + sum_sign([(b - a)], elect={elect}) * 1)"}
+
+
 def test_mecha_shared_nodes_are_steps_and_ties_elect_by_count(tmp_path: Path) -> None:
     text = """version 0.1.0
 model "a" model_config="x" merge_space="weight"
@@ -127,6 +173,25 @@ merge "add_difference" &0 &3
 
 
 @pytest.mark.parametrize(
+    ("lines", "expression"),
+    [
+        ('merge "fallback" &0 &1', "fallback(a, b)"),
+        ('merge "fallback" &0 &1\nmerge "fallback" &2 &1', "fallback(a, b, b)"),
+        ('merge "fallback" &0 &1\nmerge "fallback" &1 &2', "fallback(b, a, b)"),
+        ('merge "weighted_sum" &0 &1 alpha=0.3\nmerge "fallback" &2 &1', "fallback(weighted_sum(a, b, 0.3), b)"),
+        ('merge "weighted_sum" &0 &1 alpha=0.3\nmerge "fallback" &2 &0', "weighted_sum(a, b, 0.3)"),
+        ('merge "subtract" &0 &1\nmerge "fallback" &2 &2\nmerge "add_difference" &1 &3', "b + n2 * 1"),
+    ],
+)
+def test_mecha_fallback(tmp_path: Path, lines: str, expression: str) -> None:
+    """A model that the result has its tensors of already fills in nothing."""
+    models = "".join(f'model "{x}" model_config="x" merge_space="weight"\n' for x in "ab")
+    recipe, losses = imported(tmp_path, "mix.mecha", f"version 0.1.0\n{models}{lines}\n")
+    assert expressions(recipe)["mix.safetensors"] == expression
+    assert any("where a model of a sum lacks" in loss for loss in losses) == ("weighted_sum" in lines)
+
+
+@pytest.mark.parametrize(
     ("text", "why"),
     [
         ("version 0.2.0\n", "version 0.1.0 is known"),
@@ -136,6 +201,18 @@ merge "add_difference" &0 &3
         ('version 0.1.0\nmodel "a"\nmerge "weighted_sum" &0 &9\n', "is no earlier line"),
         ('version 0.1.0\nmodel "a\n', "damaged"),
         ("version 0.1.0\nlaunch x\n", "no command"),
+        ('version 0.1.0\nmerge "cast"\n', "cast lacks an argument"),
+        ('version 0.1.0\nmodel "a"\nmerge "pick_component" &0 "vae"\n', "makes no model"),
+        ('version 0.1.0\nmodel "a"\nmerge "pick_component" &0 "vae"\nmerge "slerp" &0 &1\n', "slerp of a part"),
+        (
+            (
+                'version 0.1.0\nmodel "a"\nmerge "pick_component" &0 "vae"\nmerge "omit_component" &0 "unet"\n'
+                'merge "fallback" &1 &2\n'
+            ),
+            "all but unet",
+        ),
+        ('version 0.1.0\nmodel "a"\nmerge "fallback" &0\n', "fallback takes two values"),
+        ('version 0.1.0\nmodel "a"\nmerge "fallback" &0 0.5\n', "not a model and a number"),
     ],
 )
 def test_damaged_mecha(tmp_path: Path, text: str, why: str) -> None:
@@ -223,6 +300,46 @@ def test_history(tmp_path: Path) -> None:
     assert list(one.outputs) == ["second.safetensors"]
     with pytest.raises(RecipeError, match="no merge with the ID 9"):
         imported(tmp_path, "mergehistory.csv", HISTORY, row=9)
+
+
+HEAD = HISTORY.partition("\n")[0] + ",adjust\n"
+ROW = '1,now,mix,"{weights}","{weights}",a,b,c,0.1,0.2,{mode},{mbw},{lora},,,,{adjust}\n'
+PLAIN = {"weights": "", "mode": "Weight sum", "mbw": "False", "lora": "", "adjust": ""}
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"mode": "Mystery"}, "mode Mystery"),
+        ({"mbw": "True", "weights": "R,R,0.5"}, "are not numbers"),
+        ({"mbw": "True", "weights": "0.1,0.2"}, "2 block weights"),
+        ({"mbw": "True"}, "does not say their alpha"),
+    ],
+)
+def test_a_history_without_a_merge_says_why(tmp_path: Path, given: dict[str, str], why: str) -> None:
+    with pytest.raises(RecipeError, match=why) as caught:
+        imported(tmp_path, "mergehistory.csv", HEAD + ROW.format_map(PLAIN | given))
+    assert "mergehistory.csv:2" in str(caught.value)
+
+
+def test_what_a_row_of_a_history_has_besides(tmp_path: Path) -> None:
+    row = ROW.format_map(PLAIN | {"lora": "flat:0.5", "adjust": "0 0 1"})
+    _, losses = imported(tmp_path, "mergehistory.csv", HEAD + row)
+    assert any("a LoRA is not imported: flat:0.5" in loss for loss in losses)
+    assert any("an adjustment is not imported: 0 0 1" in loss for loss in losses)
+
+
+def test_block_weights_of_three_models_plan(tmp_path: Path) -> None:
+    """Where A's share is 0 in a block, A is still the model that the rest is taken from."""
+    weights = ",".join(["0.5"] * 25)
+    text = HEAD + ROW.format_map(PLAIN | {"mode": "Triple sum", "mbw": "True", "weights": weights})
+    (tmp_path / "mergehistory.csv").write_text(text)
+    for name in "abc":
+        write_model(tmp_path / f"{name}.safetensors", SD1_BLOCKS, name)
+    found = loads(read(tmp_path / "mergehistory.csv").text, folder=tmp_path)
+    with mergeflow.Project(found, Settings(output_root=tmp_path, memo=tmp_path / "memo")) as project:
+        (output,) = project.plan().outputs
+    assert {work.name for work in output.works} == set(SD1_BLOCKS)
 
 
 MERGEKIT = """\

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -148,6 +149,36 @@ def test_the_leftovers_of_the_dead_are_cleared_and_those_of_the_living_are_not(t
         (tmp_path / name).write_text("")
     assert {p.name for p in clear_dead_parts(tmp_path)} == set(dead)
     assert {p.name for p in tmp_path.iterdir()} == set(kept)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere psutil says when a process was started")
+def test_a_clock_that_is_set_kills_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """psutil counts from the time of the boot, which is what the clock says now less the time since."""
+    import psutil
+
+    mark = processes.process_mark()
+    at_first, booted = psutil.Process().create_time(), psutil.boot_time()
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: booted + 3600)
+    assert psutil.Process().create_time() > at_first + 3000, "psutil has another way now: see whether this is needed"
+    assert not processes.process_is_gone(mark)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_that_nobody_may_see_is_not_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int, signal: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    mark = f"{processes._host()}-{processes._boot()}-4194303-1"
+    assert processes.process_is_gone(mark)
+    monkeypatch.setattr(os, "kill", refuse)  # as for a process of another user where /proc hides those
+    assert not processes.process_is_gone(mark)
+
+
+def test_a_machine_of_the_same_name_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = processes.process_mark().split("-")
+    monkeypatch.setattr(processes, "_processes_of", lambda: "pid:[4026532999]")  # a container called as its host
+    monkeypatch.setattr(processes, "_host", processes._host.__wrapped__)
+    assert not processes.process_is_gone(f"{mark[0]}-{mark[1]}-4194303-1")
 
 
 # -- the queue of work ---------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -87,6 +87,31 @@ def test_indexes_that_lie(tmp_path: Path, change: dict[str, object], reason: str
     index(path, {k: v for k, v in weight_map.items() if v is not None})
     with pytest.raises(IntegrityError, match=reason):
         read_contents(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.encode("utf-16"),
+        lambda text: text.replace('"c"', '"\\ud800"').encode(),
+        lambda text: text.replace("18", "NaN").encode(),
+    ],
+)
+def test_indexes_that_are_no_json_to_others(tmp_path: Path, change: Callable[[str], bytes]) -> None:
+    path = sharded(tmp_path)
+    path.write_bytes(change(path.read_text()))
+    with pytest.raises(IntegrityError, match="not"):
+        read_contents(path)
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "猫" * 200])
+def test_names_that_are_too_long_for_a_file(tmp_path: Path, name: str) -> None:
+    path = sharded(tmp_path)
+    index(path, {"a": name})
+    with pytest.raises(MissingInput, match="are not there"):
+        read_contents(path)
+    with pytest.raises(MissingInput, match="is not there"):
+        read_contents(pipeline(tmp_path / "p", ["vae"], **{name: ["diffusers", "UNet"]}))
 
 
 def test_missing_and_repeated(tmp_path: Path) -> None:

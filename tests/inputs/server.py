@@ -6,6 +6,7 @@ import re
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -127,6 +128,41 @@ def good(data: bytes, etag: str = '"one"', **headers: str) -> Answer:
 def cut(data: bytes, at: int, etag: str = '"one"', **headers: str) -> Answer:
     """Says how long it is, and hangs up before."""
     return lambda handler: send(handler, data[:at], length=len(data), **({"ETag": etag} if etag else {}), **headers)
+
+
+def cut_further(data: bytes, each: int, etag: str = '"one"') -> Answer:
+    """With ranges as it should, but hangs up after so many bytes."""
+
+    def answer(handler: Handler) -> None:
+        asked = re.fullmatch(r"bytes=([0-9]+)-", handler.headers.get("Range", ""))
+        if asked is None:
+            send(handler, data[:each], length=len(data), ETag=etag)
+            return
+        start = int(asked[1])
+        where = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        send(handler, data[start:][:each], status=206, length=len(data) - start, Content_Range=where, ETag=etag)
+
+    return answer
+
+
+def drips(data: bytes, each: int, pause: float, etag: str = '"one"') -> Answer:
+    """With ranges as it should, a few bytes at a time."""
+
+    def answer(handler: Handler) -> None:
+        asked = re.fullmatch(r"bytes=([0-9]+)-", handler.headers.get("Range", ""))
+        start = int(asked[1]) if asked else 0
+        handler.send_response(206 if asked else 200)
+        if asked:
+            handler.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        handler.send_header("Content-Length", str(len(data) - start))
+        handler.send_header("ETag", etag)
+        handler.end_headers()
+        for at in range(start, len(data), each):
+            handler.wfile.write(data[at : at + each])
+            handler.wfile.flush()
+            time.sleep(pause)
+
+    return answer
 
 
 def stalls(data: bytes, at: int, release: threading.Event, etag: str = '"one"') -> Answer:

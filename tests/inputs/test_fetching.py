@@ -17,7 +17,23 @@ from pathlib import Path
 
 import pytest
 from machines import MIX, Machine, flipped, model, sha256
-from server import Answer, Server, chunked, cut, empty, good, hang_up, redirect, rest, says, send, stalls, until_the_end
+from server import (
+    Answer,
+    Server,
+    chunked,
+    cut,
+    cut_further,
+    drips,
+    empty,
+    good,
+    hang_up,
+    redirect,
+    rest,
+    says,
+    send,
+    stalls,
+    until_the_end,
+)
 
 pytest.importorskip("httpx")
 
@@ -220,6 +236,33 @@ def refused_as(server: Server, memo: Memo, path: str, answer: Answer) -> str:
     with pytest.raises(MissingInput) as caught:
         fetch(server.url(path), KNOWN, memo, silent, QUICK)
     return caught.value.message
+
+
+@pytest.mark.parametrize("each", [1, 50])
+def test_a_server_that_drips(server: Server, memo: Memo, each: int) -> None:
+    """A byte now and then is never silence, and gets further each time; it must come to an end all the same."""
+    at_ease = Patience(connect=2, silence=5, attempts=2, pause=0, least=100_000, window=0.2)
+    server.answers["/x.safetensors"] = [drips(DATA, each, 0.02)]
+    with pytest.raises(MissingInput, match=r"sent only [0-9,]+ bytes in 0 seconds.*; [0-9.]+ K?B of it are kept"):
+        fetch(server.url("/x.safetensors"), KNOWN, memo, silent, at_ease)
+    assert 2 <= len(server.requests) <= 4
+    server.answers["/x.safetensors"] = [good(DATA)]
+    assert fetch(server.url("/x.safetensors"), KNOWN, memo, silent, at_ease).read_bytes() == DATA
+    assert ranges(server)[-1] is not None, "what came is gone on from"
+
+
+def test_a_server_that_hangs_up_after_each_byte(server: Server, memo: Memo) -> None:
+    message = refused(server, memo, MissingInput, *[cut_further(DATA, 1) for _ in range(30)])
+    assert "of it are kept" in message
+    assert len(server.requests) == QUICK.attempts
+
+
+def test_a_folder_that_cannot_be_locked(server: Server, memo: Memo) -> None:
+    """As on a file system without locks, or one that is mounted for reading."""
+    folder = folder_of(server.url("/x.safetensors"))
+    (folder / ".lock").mkdir(parents=True)
+    with pytest.raises(ResourceError, match="locking it"):
+        get(server, memo, good(DATA))
 
 
 def test_an_interrupted_download_goes_on_in_the_next_run(server: Server, memo: Memo) -> None:

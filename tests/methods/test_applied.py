@@ -145,6 +145,17 @@ def test_what_is_in_a_key(tmp_path: Path, models: dict[str, Model]) -> None:
     assert keys(tmp_path, seedless) == keys(tmp_path, seedless + "options: { seed: 1 }\n")
 
 
+@pytest.mark.parametrize("call", ["dare(o, [a], density=0.2{})", "della_linear(o, [a], density=0.5, epsilon=0.2{})"])
+def test_a_seed_is_one_wherever_it_is_said(tmp_path: Path, models: dict[str, Model], call: str) -> None:
+    """The masks are the same, so the keys are, and what the file says of itself."""
+    write_models(tmp_path, models)
+    said = recipe(call.format(", seed=5"), "o a ")
+    option = recipe(call.format(""), "o a ") + "options: { seed: 5 }\n"
+    assert keys(tmp_path, said) == keys(tmp_path, option) != keys(tmp_path, said.replace("seed=5", "seed=6"))
+    assert plan(tmp_path, said).outputs[0].key == plan(tmp_path, option).outputs[0].key
+    assert plan(tmp_path, said + "options: { seed: 9 }\n").outputs[0].key == plan(tmp_path, said).outputs[0].key
+
+
 def test_why_it_is_built_again(tmp_path: Path, models: dict[str, Model], monkeypatch: pytest.MonkeyPatch) -> None:
     write_models(tmp_path, models)
     text = recipe("dare(o, [a], density=0.2)", "o a ")

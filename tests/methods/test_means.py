@@ -150,6 +150,13 @@ def test_means_of_directions(tmp_path: Path, code: str, weights: tuple[float, ..
     assert plain["ids"] == models["a"]["ids"]
 
 
+def test_a_model_without_weight_has_no_say_in_the_direction(tmp_path: Path) -> None:
+    """b is opposite to the mean of a and c, which are 120° apart."""
+    half = 3**0.5 / 2
+    found = one(tmp_path, "karcher(a, b @ 0, c)", a=[1, 0], b=[-0.5, half], c=[-0.5, -half])
+    np.testing.assert_allclose(found, [0.5, -half], rtol=1e-12)
+
+
 @pytest.mark.parametrize("method", ["multislerp", "karcher", "nuslerp"])
 def test_directions_at_their_edges(tmp_path: Path, method: str) -> None:
     assert one(tmp_path, f"{method}([a, b])", a=[1, 2], b=[-1, -2]) == [0, 0]

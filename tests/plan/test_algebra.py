@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from support.builds import HEAD, build, plan, recipe, sha256, write_models
 from support.checkpoints import Model, weights, write
 
+from mergeflow.errors import RecipeError
+
 NAMES = "abcd"
 Delta = tuple[Fraction, str, str]  # k·(x − y)
 
@@ -265,8 +267,59 @@ def test_mixed_dtypes_obey_the_same_laws(tmp_path: Path, codes: str) -> None:
 def test_asserted_equalities(folder: Path) -> None:
     text = recipe("a + (b - c)*0.3", NAMES, more="assert: ['a + (b - d)*0.3 + (d - c)*0.3 == a + 3*(b - c)/10']\n")
     assert plan(folder, text).notes == ()
-    from mergeflow.errors import RecipeError
-
     wrong = text.replace("3*(b - c)/10", "(b - c)*0.31")
     with pytest.raises(RecipeError, match="the assertion does not hold"):
         plan(folder, wrong)
+
+
+KERNELS = {
+    "two methods, in another order": (
+        "a + (ties(a, [b, c], density=0.2) - a)*0.5 + (slerp(a, d, t=0.3) - a)",
+        "(slerp(a, d, t=0.3) - a) + a + (ties(a, [b, c], density=0.2) - a)*0.5",
+    ),
+    "the same method twice, told apart by arguments": (
+        "ties(a, [b], density=0.2)*0.5 + ties(a, [b], density=0.7)*0.5",
+        "ties(a, [b], density=0.7)/2 + ties(a, [b], density=0.2)/2",
+    ),
+    "methods of methods": (
+        "slerp(ties(a, [b, c], density=0.2), d, t=0.5)*0.5 + ties(a, [b, c], density=0.2)*0.5",
+        "ties(a, [c, b], density=0.2)*0.5 + slerp(ties(a, [c, b], density=0.2), d, t=0.5)*0.5",
+    ),
+    "one method, once and in two halves": (
+        "slerp(a, b, t=0.5)*0.5 + slerp(a, b, t=0.5)*0.5",
+        "slerp(a, b, t=0.5)",
+    ),
+}
+OTHERS = {
+    "shares that changed places": (
+        "ties(a, [b], density=0.2)*0.6 + ties(a, [b], density=0.7)*0.4",
+        "ties(a, [b], density=0.2)*0.4 + ties(a, [b], density=0.7)*0.6",
+    ),
+    "the operands of a method whose order counts": ("slerp(a, b, t=0.3)", "slerp(b, a, t=0.3)"),
+    "inner methods that changed places": (
+        "slerp(ties(a, [b], density=0.2), ties(a, [c], density=0.2), t=0.3)",
+        "slerp(ties(a, [c], density=0.2), ties(a, [b], density=0.2), t=0.3)",
+    ),
+}
+
+
+def _asserts(folder: Path, left: str, right: str) -> bool:
+    try:
+        plan(folder, recipe("a", NAMES, more=f"assert: ['{left} == {right}']\n"))
+    except RecipeError as error:
+        assert "the assertion does not hold" in error.message  # noqa: PT017  # any other is a mistake of the test
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("left", "right"), KERNELS.values(), ids=KERNELS)
+def test_assertions_know_sums_of_methods_in_any_order(folder: Path, left: str, right: str) -> None:
+    """What they say is what keys say."""
+    assert _asserts(folder, left, right)
+    assert len(set(keys(folder, [left, right]))) == 1
+
+
+@pytest.mark.parametrize(("left", "right"), OTHERS.values(), ids=OTHERS)
+def test_assertions_tell_methods_apart(folder: Path, left: str, right: str) -> None:
+    assert not _asserts(folder, left, right)
+    assert len(set(keys(folder, [left, right]))) == 2

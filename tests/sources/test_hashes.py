@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mergeflow.errors import IntegrityError
+from mergeflow.errors import IntegrityError, MissingInput
 from mergeflow.events import silent
 from mergeflow.formats.files import ReadFile
-from mergeflow.sources.hashes import autov3, old_hash, sha256
+from mergeflow.sources.hashes import autov3, check_claims, old_hash, sha256
 from mergeflow.sources.memo import Memo
 
 
@@ -42,3 +42,8 @@ def test_only_safetensors_files_have_an_autov3(tmp_path: Path, memo: Memo, data:
     path.write_bytes(data)
     with ReadFile(path) as file, pytest.raises(IntegrityError, match="only safetensors files have"):
         autov3(file, memo, silent)
+
+
+def test_a_size_is_that_of_a_file(tmp_path: Path, memo: Memo) -> None:
+    with pytest.raises(MissingInput, match="is a folder, not a file"):
+        check_claims(tmp_path, memo, silent, sha256_claim=None, short=None, size=4096)

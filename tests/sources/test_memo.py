@@ -83,15 +83,42 @@ def test_a_file_has_one_entry(memo: Memo, tmp_path: Path) -> None:
     database.close()
 
 
-@pytest.mark.parametrize("column", ["model", "digests", "payloads", "nonfinite"])
-def test_a_flipped_bit_in_the_database_is_a_miss(memo: Memo, tmp_path: Path, column: str) -> None:
+@pytest.mark.parametrize("column", ["model", "digests", "payloads", "nonfinite", "low", "high", "samples"])
+@pytest.mark.parametrize("rot", [lambda blob: blob[:-1] + bytes([blob[-1] ^ 1]), lambda blob: blob[1:], lambda _: None])
+def test_bit_rot_in_the_database_is_a_miss(
+    memo: Memo, tmp_path: Path, column: str, rot: Callable[[bytes], object]
+) -> None:
     memo.remember(AT, KNOWN)
     memo.close()
     with sqlite3.connect(next((tmp_path / "memo").glob("*.sqlite"))) as database:
         (blob,) = database.execute(f"select {column} from content").fetchone()
-        database.execute(f"update content set {column} = ?", (blob[:-1] + bytes([blob[-1] ^ 1]),))
+        database.execute(f"update content set {column} = ?", (rot(blob),))
     database.close()
     assert Memo(tmp_path / "memo", warn).find(AT) is None
+
+
+@pytest.mark.parametrize("rotten", ["bb" + "ab" * 31, None, 7, b"ab" * 32])
+@pytest.mark.parametrize("part", ["whole", "body"])
+def test_bit_rot_in_a_sha256_is_a_miss(memo: Memo, tmp_path: Path, part: memos.Part, rotten: object) -> None:
+    memo.remember_sha256(AT, "ab" * 32, part)
+    memo.close()
+    with sqlite3.connect(next((tmp_path / "memo").glob("*.sqlite"))) as database:
+        database.execute(f"update {part} set sha256 = ?", (rotten,))
+    database.close()
+    assert Memo(tmp_path / "memo", warn).find_sha256(AT, part) is None
+
+
+def test_rows_that_changed_places_are_a_miss(memo: Memo, tmp_path: Path) -> None:
+    memo.remember(AT, KNOWN)
+    memo.remember_sha256(AT, "ab" * 32)
+    memo.close()
+    with sqlite3.connect(next((tmp_path / "memo").glob("*.sqlite"))) as database:
+        database.execute("update content set inode = 5")
+        database.execute("update whole set inode = 5")
+    database.close()
+    again = Memo(tmp_path / "memo", warn)
+    assert again.find(AT._replace(inode=5)) is None
+    assert again.find_sha256(AT._replace(inode=5)) is None
 
 
 @pytest.mark.parametrize("keep", [0, 16, 100, 4096])

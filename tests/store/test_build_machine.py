@@ -69,7 +69,7 @@ outputs:
   "z-{{w}}.safetensors": a*(1 - w) + t*w
 """
 )
-INDEXES = ("cache/objects.sqlite", "cache/index.sqlite", "memo/memo-2.sqlite")
+INDEXES = ("cache/objects.sqlite", "cache/index.sqlite", "memo/memo-3.sqlite")
 SOURCES, VARIANTS = "abc", 3
 SHAPES = {"in.0": (41,), "in.1": (3, 11), "mid.0": (70,), "out.0": (17,), "out.1": (1,), "wide": (25,)}
 Contents = tuple[tuple[tuple[str, int], ...], ...]  # of each source, which variant each tensor is

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +44,17 @@ def test_what_is_put_is_found_as_it_was(records: Records, record: OutputRecord, 
     assert records.find(Path(path)) == record
     assert records.find(Path(path + ".other")) is None
     assert records.paths() == [Path(path)]
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are text there")
+def test_a_path_that_is_no_text(records: Records) -> None:
+    """A folder's name of the days before UTF-8; the system gives it with half characters in it."""
+    path = Path(os.fsdecode(b"/out/\xfcber/a.safetensors"))
+    records.put(path, RECORD)
+    records.put_made(path, b"keys")
+    assert (records.find(path), records.made(path), records.paths()) == (RECORD, b"keys", [path])
+    records.forget(path)
+    assert (records.find(path), records.made(path), records.paths()) == (None, b"", [])
 
 
 def test_the_latest_counts(records: Records) -> None:
