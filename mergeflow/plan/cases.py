@@ -78,8 +78,8 @@ def first_analysis(graph: Graph, profiles: Mapping[str, Profile]) -> Analysis:
 
 
 def all_names(graph: Graph, facts: Facts) -> list[str]:
-    """The tensors that any of the sources has."""
-    return list(dict.fromkeys(name for i in sorted(graph.sources) for name in facts[i].tensors))
+    """The tensors that any of the sources has, in an order that tells nothing of the sources'."""
+    return sorted({name for i in graph.sources for name in facts[i].tensors})
 
 
 def parts_of(name: str, parts: frozenset[str], architecture: Architecture) -> frozenset[str]:

@@ -75,7 +75,8 @@ def canonical_graph(
             seen[point.identity] = last
         return last
 
-    by_case = [add(form) for form in resolved.forms]
+    numbers = {case: add(resolved.forms[case]) for case in _in_order(resolved)}
+    by_case = [numbers[case] for case in range(len(resolved.forms))]
     applied = [leaf for form in resolved.forms for leaf in kernels_in(form)]
     if applied:  # operands come in the order they are written in, which is nobody's business
         forms, order = in_order(forms, {leaf.kernel.name for leaf in applied if leaf.kernel.symmetric})
@@ -97,6 +98,15 @@ def canonical_graph(
     if others:
         document["others"] = others
     return document
+
+
+def _in_order(resolved: Resolved) -> list[int]:
+    """The cases as their tensors' names have them: the order in which files hold tensors is nobody's business."""
+    every = range(len(resolved.forms))
+    if len(every) == 1:
+        return [0]
+    named = sorted(zip([spec.name for spec in resolved.specs], resolved.cases, strict=True))
+    return list(dict.fromkeys([*(case for _, case in named), *every]))
 
 
 def file_key(works: list[TensorWork], layout: Layout) -> str:

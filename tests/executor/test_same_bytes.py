@@ -23,6 +23,7 @@ from mergeflow.plan import place
 RECIPE = (
     HEAD
     + """sources: { a: models/a.safetensors, b: models/b.safetensors, c: models/c.safetensors }
+params: { k: { default: 0.3, "small.*": 0.4, strange: 0.5, f32: 0.6 } }
 steps:
   mix: a + (b - c) * 0.3
   half: { expr: a*0.4 + b*0.6, round: bfloat16 }
@@ -36,9 +37,11 @@ outputs:
   e5m2.safetensors: { from: mix, dtype: float8_e5m2 }
   rounded.safetensors: { from: half + (b - c)*0.123456789, dtype: float16 }
   copy.safetensors: c
+  varied.safetensors: a + (b - c)*k
+  filled.safetensors: fallback(a + (b - a)*k, c, b)
 """
 )
-OUTPUTS = ["own", "f16", "bf16", "f32", "f64", "e4m3", "e5m2", "rounded", "copy"]
+OUTPUTS = ["own", "f16", "bf16", "f32", "f64", "e4m3", "e5m2", "rounded", "copy", "varied", "filled"]
 
 
 def with_bits(t: Tensor, *patterns: int) -> Tensor:
@@ -68,6 +71,7 @@ def some_models() -> dict[str, Model]:
             "small.3": weights(rng, "F16", (0,)),
             "ids": numbers("I64", range(77)),
             "e5m2": any_bits(rng, "F8_E5M2", (501,)),
+            f"only.{name}": weights(rng, "F32", (5, 7)),
         }
     return models
 
@@ -140,7 +144,7 @@ def test_names_and_order_of_everything(tmp_path: Path, models: Path, reference: 
         .replace("sources: { a:", "sources: { q: models/aa.safetensors, a:")
         .replace(", c: models/c.safetensors", "")
     )
-    text = text.replace("c)", "q)").replace("c*", "q*").replace(": c\n", ": q\n").replace("mix", "renamed_step")
+    text = text.replace("c)", "q)").replace(", c, b)", ", q, b)").replace("c*", "q*").replace(": c\n", ": q\n").replace("mix", "renamed_step")
     assert made(tmp_path, folder, text) == reference
 
 
