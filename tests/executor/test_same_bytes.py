@@ -144,7 +144,8 @@ def test_names_and_order_of_everything(tmp_path: Path, models: Path, reference: 
         .replace("sources: { a:", "sources: { q: models/aa.safetensors, a:")
         .replace(", c: models/c.safetensors", "")
     )
-    text = text.replace("c)", "q)").replace(", c, b)", ", q, b)").replace("c*", "q*").replace(": c\n", ": q\n").replace("mix", "renamed_step")
+    text = text.replace("c)", "q)").replace(", c, b)", ", q, b)")
+    text = text.replace("c*", "q*").replace(": c\n", ": q\n").replace("mix", "renamed_step")
     assert made(tmp_path, folder, text) == reference
 
 
