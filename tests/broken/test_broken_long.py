@@ -40,6 +40,17 @@ ILLEGAL = {
 }
 
 
+QUICK = {"terms-that-cancel", "terms-and-nothing"}  # of those with as many terms, which take seconds each
+
+
+def names(cases: dict[str, object]) -> list[object]:
+    """The cases' names; those of many terms only among the slow tests, but for one of each."""
+    return [
+        pytest.param(name, marks=pytest.mark.slow) if name.startswith("terms") and name not in QUICK else name
+        for name in cases
+    ]
+
+
 def text(expression: str) -> str:
     return f"{HEAD}outputs:\n  mix.safetensors: {expression}\n"
 
@@ -52,7 +63,7 @@ def built(folder: Path, expression: str) -> bytes:
     return (folder / "mix.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("name", LEGAL)
+@pytest.mark.parametrize("name", names({**LEGAL}))
 def test_what_means_something_works(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expression, simple = LEGAL[name]
     prepare(Case("", 0), tmp_path, None)
@@ -60,7 +71,7 @@ def test_what_means_something_works(name: str, tmp_path: Path, monkeypatch: pyte
     assert built(tmp_path, expression) == built(tmp_path, simple)
 
 
-@pytest.mark.parametrize("name", ILLEGAL)
+@pytest.mark.parametrize("name", names({**ILLEGAL}))
 def test_what_means_nothing_is_refused_at_its_place(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expression, at = ILLEGAL[name]
     said = run(Case("", 2, text(expression)), tmp_path, None, monkeypatch)

@@ -68,7 +68,9 @@ def test_streams_that_know_no_minus_sign_do_not_stop_it(folder: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no signals of that kind there")
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_build_leaves_the_old_output_and_nothing_else(
     folder: Path, number: signal.Signals, exit_code: int
 ) -> None:

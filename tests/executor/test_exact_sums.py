@@ -17,7 +17,7 @@ from support.exact import BF16, E4M3, E5M2, F16, F32, F64, FORMATS, Format, acce
 from mergeflow.executor.device import KERNELS_VARIABLE
 
 
-@pytest.fixture(params=["compiled", "torch"], autouse=True)
+@pytest.fixture(params=["compiled", pytest.param("torch", marks=pytest.mark.slow)], autouse=True)
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KERNELS_VARIABLE, request.param)
 
@@ -98,7 +98,7 @@ def decimals() -> st.SearchStrategy[Fraction]:
     )
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     st.lists(decimals(), min_size=1, max_size=4),
     st.sampled_from([None, *CODES]),

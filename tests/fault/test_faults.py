@@ -140,8 +140,8 @@ def kill_at(large: tuple[Path, dict[str, Model]], moments: list[tuple[int, float
     assert sha256(folder / "mix.safetensors") == wanted
 
 
-def test_killed_at_five_moments(large: tuple[Path, dict[str, Model]]) -> None:
-    kill_at(large, [(0, 0.0), (1, 0.0), (11, 0.0), (27, 0.0), (28, 0.02)])
+def test_killed_at_three_moments(large: tuple[Path, dict[str, Model]]) -> None:
+    kill_at(large, [(0, 0.0), (11, 0.0), (28, 0.02)])
 
 
 @pytest.mark.slow

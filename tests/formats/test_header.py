@@ -188,7 +188,7 @@ ENTRIES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(st.dictionaries(st.text(max_size=5), st.one_of(ENTRIES, JSON), max_size=4), st.integers(0, 40))
 def test_what_we_accept_the_library_accepts(
     tmp_path_factory: pytest.TempPathFactory, document: dict[str, object], size: int

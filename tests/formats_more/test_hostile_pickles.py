@@ -285,7 +285,8 @@ REPEATED = {
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("pairs", "far more work"), ("bytes", "far more work"), ("hypernetwork", "500,000 tensors"),
+    [("pairs", "far more work"), ("bytes", "far more work"),
+     pytest.param("hypernetwork", "500,000 tensors", marks=pytest.mark.slow),
      ("mappings", "no tensors"), ("hashes", "no tensors")],
 )  # fmt: skip
 def test_work_that_is_repeated(tmp_path: Path, name: str, reason: str) -> None:

@@ -190,7 +190,7 @@ class Writer:
         return text
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(deltas(), st.data())
 def test_rewriting_by_the_laws_of_a_ring_changes_nothing(folder: Path, items: list[Delta], data: st.DataObject) -> None:
     plain = "a" + "".join(f" + {number(k)}*({x} - {y})" for k, x, y in items)
