@@ -108,7 +108,7 @@ class _Tensor:
     def _known(self, operand: int) -> bool:
         """Whether all kernels below an operand are ready to be computed."""
         return all(
-            isinstance(self._program.ops[i], Op) or i in self._operations for i in self._layouts.needed([operand])
+            isinstance(self._program.ops[i], Op) or i in self._operations for i in self._program.needed([operand])
         )
 
     def _search(self, searches: dict[int, Search]) -> None:

@@ -210,7 +210,7 @@ class _Tensor:
 
     def _spans(self, operands: Sequence[int], begin: int, n: int) -> Iterator[tuple[int, list[torch.Tensor]]]:
         """(first element, the operands' values there). They hold until the next is asked for."""
-        order = self._needed(operands)
+        order = self._program.needed(operands)
         slots = sorted({o for i in order for o in self._program.ops[i].operands if o < self._inputs} | {
             o for o in operands if o < self._inputs
         })  # fmt: skip
@@ -220,17 +220,6 @@ class _Tensor:
             for index in order:
                 values[self._inputs + index] = self._computed(index, values, at, count)
             yield at, [values[o] for o in operands]
-
-    def _needed(self, operands: Sequence[int]) -> list[int]:
-        """The operations that operands come from, in order."""
-        needed: set[int] = set()
-        stack = list(operands)
-        while stack:
-            index = stack.pop() - self._inputs
-            if index >= 0 and index not in needed:
-                needed.add(index)
-                stack += self._program.ops[index].operands
-        return sorted(needed)
 
     def _loaded(self, slots: Sequence[int], begin: int, n: int) -> dict[int, torch.Tensor]:
         """Inputs, read and copied there. The copies are waited for: the next span is read into the same memory."""

@@ -34,17 +34,6 @@ class Layouts:
         self._inputs = len(program.inputs)
         self._kept: dict[object, Layout] = {}
 
-    def needed(self, operands: Sequence[int]) -> list[int]:
-        """The operations that operands come from, in order."""
-        needed: set[int] = set()
-        stack = list(operands)
-        while stack:
-            index = stack.pop() - self._inputs
-            if index >= 0 and index not in needed:
-                needed.add(index)
-                stack += self.program.ops[index].operands
-        return sorted(needed)
-
     def layout(
         self, operands: Sequence[int], asked: Sequence[tuple[Call, Ask]], operations: Mapping[int, Operation],
         masked: Collection[int], result: int | None,
@@ -67,7 +56,7 @@ class Layouts:
         self, operands: Sequence[int], asked: Sequence[tuple[Call, Ask]], operations: Mapping[int, Operation],
         masked: Collection[int], result: int | None,
     ) -> Layout:  # fmt: skip
-        order = self.needed(operands)
+        order = self.program.needed(operands)
         ops = self.program.ops
         slots = sorted({o for i in order for o in ops[i].operands if o < self._inputs} | {
             o for o in operands if o < self._inputs

@@ -113,7 +113,7 @@ class Tensor:
 
     def _computable(self, operand: int) -> bool:
         """Whether all kernels below an operand have been measured."""
-        for index in self._needed([operand]):
+        for index in self.program.needed([operand], self._kept):
             op = self.program.ops[index]
             if isinstance(op, Call) and formula(op.kernel).measure is not None and index not in self._found:
                 return False
@@ -163,7 +163,7 @@ class Tensor:
     ) -> Iterator[tuple[int, list[torch.Tensor]]]:  # fmt: skip
         """(first element, the operands' values there), tile by tile; of every so-manieth tile only, if asked. Values
         are cast to `compute`, or come as they are. Values that `into` has whole tensors for are put there."""
-        order = self._needed(operands)
+        order = self.program.needed(operands, self._kept)
         slots = sorted({o for i in order for o in self.program.ops[i].operands if o < self._inputs}
                        | {o for o in operands if o < self._inputs})  # fmt: skip
         span = GRID if every > 1 else max(GRID, PIECE // max([self.program.inputs[s].size for s in slots], default=1))
@@ -181,19 +181,6 @@ class Tensor:
                 if compute is not None:
                     found = [self._cast(x, o, compute) for x, o in zip(found, operands, strict=True)]
                 yield at, found
-
-    def _needed(self, operands: Sequence[int]) -> list[int]:
-        """The operations that operands come from, in order, without those whose results are kept."""
-        needed: set[int] = set()
-        stack = list(operands)
-        while stack:
-            operand = stack.pop()
-            index = operand - self._inputs
-            if index < 0 or index in needed or operand in self._kept:
-                continue
-            needed.add(index)
-            stack += self.program.ops[index].operands
-        return sorted(needed)
 
     def _load(self, slot: int, begin: int, n: int) -> torch.Tensor:
         dtype, source = self.program.inputs[slot], self._sources[slot]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 from mergeflow.errors import Place
 from mergeflow.ir.kernels import Choice, Kernel
@@ -178,7 +178,6 @@ class Scaled:
 
     factor: Number
     node: Node
-    __hash__: ClassVar[None]  # type: ignore[assignment]  # values are compared by nobody
 
     def __add__(self, other: Scaled) -> Scaled:
         return combine([self, other])

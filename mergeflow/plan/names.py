@@ -7,7 +7,7 @@ steps fuse through the boundary and only real files are sources.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -59,13 +59,7 @@ class Names:
 
     def unused(self, names: Iterable[str]) -> tuple[str, ...]:
         """The params that neither stand among these names nor under them."""
-        found: set[str] = set()
-        stack = [name for name in names if name in self._graph]
-        while stack:
-            name = stack.pop()
-            if name not in found:
-                found.add(name)
-                stack += self._graph.predecessors(name)
+        found = self._under(names, self._graph)
         return tuple(name for name in self._recipe.params if name not in found)
 
     def words(self, choice: Choice) -> str:
@@ -87,14 +81,19 @@ class Names:
 
     def _swept_under(self, used: Iterable[str]) -> list[str]:
         """The names among and under these that depend on sweeps, each after those that it uses."""
+        found = self._under(used, self._depends)
+        return [name for name in self._order if name in found] if found else []
+
+    def _under(self, names: Iterable[str], among: Container[str]) -> set[str]:
+        """These names and those under them, as far as they are `among` some."""
         found: set[str] = set()
-        stack = [name for name in used if name in self._depends]
+        stack = [name for name in names if name in among]
         while stack:
             name = stack.pop()
             if name not in found:
                 found.add(name)
-                stack += [below for below in self._graph.predecessors(name) if below in self._depends]
-        return [name for name in self._order if name in found] if found else []
+                stack += [below for below in self._graph.predecessors(name) if below in among]
+        return found
 
     def _at(self, name: str, choice: Choice) -> tuple[int, ...]:
         return tuple(choice[sweep] for sweep in self._depends[name])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Container, Hashable, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
@@ -64,6 +64,18 @@ class Staged:
     @property
     def out(self) -> DType:
         return self.ops[-1].to
+
+    def needed(self, operands: Iterable[int], known: Container[int] = ()) -> list[int]:
+        """The operations that operands come from, in order, without those whose results are `known` operands."""
+        needed: set[int] = set()
+        stack = list(operands)
+        while stack:
+            operand = stack.pop()
+            index = operand - len(self.inputs)
+            if index >= 0 and index not in needed and operand not in known:
+                needed.add(index)
+                stack += self.ops[index].operands
+        return sorted(needed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from mergeflow.errors import MissingInput, Place, RecipeError, nearest
 from mergeflow.recipe import later, nodes, sections
 from mergeflow.recipe.fields import check_keys, free_text, line_of_text, mapping, name_of, path_text, section
-from mergeflow.recipe.model import Options, Param, Recipe, Source
+from mergeflow.recipe.model import Options, Param, Recipe, Source, Step
 from mergeflow.recipe.overrides import override
 from mergeflow.recipe.params import read_param
 from mergeflow.recipe.places import SourceText
@@ -27,7 +27,7 @@ RECIPE_KEYS = (
 _SECTIONS = ("sources", "params", "steps", "outputs", "defaults", "options")  # whose lines are indented
 _TEXTS = ("name", "description", "license", "note")
 
-Entry = TypeVar("Entry")
+Entry = TypeVar("Entry", Source, Param, Step)
 
 
 def load(path: Path, overrides: Mapping[str, str] = {}, source_overrides: Mapping[str, str] = {}) -> Recipe:
@@ -239,7 +239,7 @@ def _take(what: str, mine: dict[str, Entry], theirs: Mapping[str, Entry], same: 
     """Add entries of one file to those of others; the same name must mean the same thing."""
     for name, entry in theirs.items():
         if name in mine and not same(mine[name], entry):
-            first, second = mine[name].place, entry.place  # type: ignore[attr-defined]  # a Source or a Param: both have one
+            first, second = mine[name].place, entry.place
             raise RecipeError(
                 f"the {what} {clip(name)} is declared differently at {first}",
                 place=second,
